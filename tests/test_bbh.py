@@ -1,0 +1,311 @@
+"Scoring against published numbers, damaged benchmark files, prompts to the byte, and evaluations that are interrupted."
+import gzip, json, os
+from pathlib import Path
+
+import pytest, torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cotkd import bbh
+from cotkd.bbh import (BBH_COUNTS, BBH_TASKS, FIELDS, evaluate, extract_answer, few_shot_prompt, is_correct, load_bbh, prediction_path,
+                       read_results, sample_rows, write_result)
+from cotkd.data import InputError
+from cotkd.generate import generate_batch
+
+
+@pytest.fixture(scope='module')
+def babbler():
+    "A random model and a tokenizer with one token for each byte"
+    torch.manual_seed(0)
+    bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(['<eos>'] + sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    config = LlamaConfig(vocab_size=257, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                         max_position_embeddings=256, initializer_range=0.4, bos_token_id=None, eos_token_id=0)
+    return LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token='<eos>')
+
+
+@pytest.fixture
+def items():
+    "Toy questions of two tasks"
+    return {task: [dict(input='Is ' + 'not '*(i % 5) + f'{i} even?', target=['Yes', 'No'][i % 2]) for i in range(n)]
+            for task, n in [('navigate', 12), ('web_of_lies', 7)]}
+
+
+@pytest.fixture
+def ask(babbler, items, tmp_path):
+    "Evaluate the random model on the toy questions, in a run directory of this test"
+    def _ask(**kwargs):
+        defaults = dict(out=tmp_path/'run', arm='kd', model_name='random', benchmark='toy', max_new_tokens=8, batch_size=4, progress=False)
+        return evaluate(*babbler, items, **{**defaults, **kwargs})
+    return _ask
+
+
+def files(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob('*') if p.is_file()}
+
+
+# the scorer
+
+def test_golden(bbh_dir):
+    "Real outputs of Codex get exactly the accuracy that was published for them"
+    texts, scores = bbh_dir/'golden'/'codex_cot_14_tasks.jsonl.gz', bbh_dir/'golden'/'codex_cot_14_scores.json'
+    if not (texts.is_file() and scores.is_file()): pytest.skip(f'no golden outputs of Codex in {bbh_dir/"golden"}')
+    with gzip.open(texts, 'rt', encoding='utf-8') as f: rows = [json.loads(line) for line in f]
+    published = json.loads(scores.read_text())
+    assert len(published) == 14
+    targets = load_bbh(bbh_dir, list(published))
+    for task, accuracy in published.items():
+        mine = [r for r in rows if r['task'] == task]
+        assert sorted(r['index'] for r in mine) == list(range(BBH_COUNTS[task]))
+        assert all(r['target'] == targets[task][r['index']]['target'] for r in mine)
+        correct = sum(is_correct(r['prediction'], r['target'], r['mode']) for r in mine)
+        assert round(100*correct/len(mine), 6) == accuracy, task
+
+
+@pytest.mark.parametrize('text, mode, answer', [
+    ('So the answer is (B).', 'cot', '(B)'), ('so the answer is ] ) }.\nMore.', 'cot', '] ) }'), ('the answer is 3. the answer is 4', 'cot', '3. the answer is 4'),
+    ('The answer: 3', 'cot', ''), ('\n\nQ: x\nSo the answer is 3.', 'cot', ''), ('the answer is -21.', 'cot', '-21'), ('', 'cot', ''),
+    (' Yes.\nNo.', 'direct', 'Yes'), (' a b c', 'direct', 'a b c'), ('(A)\n\nQ: x', 'direct', '(A)'), ('\n(A)', 'direct', '')])
+def test_extract_answer(text, mode, answer): assert extract_answer(text, mode) == answer
+
+
+# loading
+
+def test_load_all(bbh_dir):
+    found = load_bbh(bbh_dir)
+    assert list(found) == list(BBH_TASKS) and {t: len(r) for t, r in found.items()} == BBH_COUNTS
+    assert {frozenset(r) for rows in found.values() for r in rows} == {frozenset(['input', 'target'])}
+    assert {t: len(r) for t, r in load_bbh(bbh_dir, 'snarks,navigate', limit=3).items()} == dict(snarks=3, navigate=3)
+    assert len(load_bbh(bbh_dir, 'nlp')) == 12 and len(load_bbh(bbh_dir, 'algorithmic')) == 15
+
+
+@pytest.fixture
+def home(tmp_path):
+    "A directory in BBH's layout with one task of toy questions"
+    rows = [dict(input=f'Sentence {i}?', target='(A)') for i in range(178)]
+    (tmp_path/'tasks').mkdir()
+    (tmp_path/'cot-prompts').mkdir()
+    (tmp_path/'tasks'/'snarks.json').write_text(json.dumps(dict(canary='toy', examples=rows), indent=1))
+    return tmp_path
+
+
+def error(*args, call=load_bbh, **kwargs):
+    "The message of the InputError: always one line"
+    with pytest.raises(InputError) as caught: call(*args, **kwargs)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def test_load_source(home, monkeypatch):
+    monkeypatch.delenv('COTKD_BBH', raising=False)
+    assert 'COTKD_BBH' in error(tasks='snarks')
+    monkeypatch.setenv('COTKD_BBH', str(home))
+    assert len(load_bbh(tasks='snarks')['snarks']) == 178
+    assert 'does not exist' in error(home/'elsewhere')
+    assert 'navigate.json is missing' in error(home, 'navigate,snarks')
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda t: t.replace('"input": "Sentence 3?",', '"input": "Sentence 3?"'), 'line 18'), # the file is indented: a comma short
+    (lambda t: t[:500], 'snarks.json is broken'), (lambda t: t.replace('"examples"', '"rows"'), 'expected "examples"'),
+    (lambda t: '[]', 'expected "examples"'), (lambda t: t.replace('"Sentence 5?"', '5'), 'example 5'),
+    (lambda t: json.dumps(dict(examples=json.loads(t)['examples'][:-1])), 'has 177 questions, snarks has 178')])
+def test_load_damaged(home, change, message):
+    path = home/'tasks'/'snarks.json'
+    path.write_text(change(path.read_text()))
+    assert message in error(home, 'snarks') and str(path) in error(home, 'snarks')
+
+
+def test_load_not_text(home):
+    (home/'tasks'/'snarks.json').write_bytes(b'\xff\xfe\x00')
+    assert 'snarks.json is broken' in error(home, 'snarks')
+
+
+def test_unknown_task(home):
+    assert "did you mean 'tracking_shuffled_objects_five_objects'" in error(home, 'tracking_five_objects')
+    assert 'unknown task' in error(home, 'snarks,') and 'unknown task' in error(home, [])
+
+
+def test_hub(monkeypatch):
+    "The hub is asked task by task; where it cannot be reached, the message says what to set"
+    import datasets
+    rows = datasets.Dataset.from_list([dict(input='q', target='(A)')]*178)
+    monkeypatch.setattr(datasets, 'load_dataset', lambda name, task, split: rows if (name, task, split) == (bbh.HUB, 'snarks', 'test') else None)
+    assert load_bbh('hub', 'snarks') == dict(snarks=rows.to_list())
+    def offline(*args, **kwargs): raise ConnectionError('no network')
+    monkeypatch.setattr(datasets, 'load_dataset', offline)
+    assert 'COTKD_BBH' in error('hub', 'snarks')
+    assert 'COTKD_BBH' in error('snarks', 'q', shots=3, source='hub', call=few_shot_prompt)
+
+
+# prompts
+
+@pytest.mark.parametrize('task', BBH_TASKS)
+def test_prompt_bytes(bbh_dir, task):
+    file = (bbh_dir/'cot-prompts'/f'{task}.txt').read_bytes()
+    prompt = few_shot_prompt(task, 'Is it?', source=bbh_dir)
+    shots = b''.join(file.splitlines(keepends=True)[2:])
+    assert prompt.encode() == shots + b"\n\nQ: Is it?\nA: Let's think step by step.\n"
+    assert 'canary' not in prompt and '-----' not in prompt[:6]
+    direct = few_shot_prompt(task, 'Is it?', mode='direct', source=bbh_dir)
+    assert direct.endswith('\n\nQ: Is it?\nA:') and direct.split('\n')[0] == prompt.split('\n')[0]
+    assert direct.count('\n\nQ: ') == 4 and 'step by step' not in direct and 'the answer is' not in direct
+    for given, bare in zip(prompt.split('\n\nQ: ')[1:4], direct.split('\n\nQ: ')[1:4]):
+        question, answer = bare.rsplit('\nA: ', 1)
+        assert given.startswith(question + "\nA: Let's think step by step.") and given.endswith(f'the answer is {answer}.')
+
+
+def test_prompt_without_shots(monkeypatch):
+    monkeypatch.delenv('COTKD_BBH', raising=False)
+    assert few_shot_prompt('anything', 'Is it?', shots=0) == "Q: Is it?\nA: Let's think step by step.\n"
+    assert few_shot_prompt('anything', 'Is it?', mode='direct', shots=0) == 'Q: Is it?\nA:'
+    assert 'COTKD_BBH' in error('navigate', 'q', call=few_shot_prompt)
+
+
+def test_prompt_damaged(home):
+    assert 'snarks.txt is missing' in error('snarks', 'q', source=home, call=few_shot_prompt)
+    (home/'cot-prompts'/'snarks.txt').write_text('Which one is sarcastic?\n\nQ: x\nA: y')
+    assert 'expected a first line, a rule' in error('snarks', 'q', source=home, call=few_shot_prompt)
+
+
+# evaluation
+
+def test_evaluate(ask, items, tmp_path):
+    results = ask()
+    assert [list(r) for r in results] == [list(FIELDS)]*2 and results == read_results(tmp_path/'run')
+    assert [(r['task'], r['n'], r['index'], r['skipped'], r['scorer']) for r in results] == [
+        ('navigate', 12, None, 0, 'official'), ('web_of_lies', 7, None, 0, 'official')]
+    assert sorted(files(tmp_path/'run')) == ['predictions/kd/cot-0-0/navigate.jsonl', 'predictions/kd/cot-0-0/web_of_lies.jsonl', 'results.jsonl']
+    for r in results:
+        texts = [json.loads(line) for line in prediction_path(tmp_path/'run', r).read_text().splitlines()]
+        assert [list(t) for t in texts] == [['index', 'text', 'answer', 'correct']]*r['n']
+        assert [t['index'] for t in texts] == list(range(r['n']))
+        assert r['items'] == ''.join(str(int(t['correct'])) for t in texts) and r['correct'] == r['items'].count('1')
+
+
+def test_scores_are_wired(ask, items, monkeypatch):
+    "Answers reach the question they belong to, whatever order they are generated in"
+    answers = {few_shot_prompt('', r['input'], shots=0): r['target'] for rows in items.values() for r in rows}
+    def oracle(model, tokenizer, prompts, *, on_batch, **kwargs):
+        for i in reversed(range(len(prompts))): on_batch([i], [f"Sure. So the answer is {answers[prompts[i]]}." if 'not' in prompts[i] else 'Hm.'])
+    monkeypatch.setattr(bbh, 'generate_batch', oracle)
+    for r in ask(): assert r['items'] == ''.join(str(int('not' in x['input'])) for x in items[r['task']])
+
+
+def test_settings_reach_generation(ask, monkeypatch):
+    seen = []
+    def spy(*args, max_new_tokens, stop, on_batch, **kwargs):
+        seen.append((max_new_tokens, stop))
+        return generate_batch(*args, max_new_tokens=2, on_batch=on_batch, **kwargs)
+    monkeypatch.setattr(bbh, 'generate_batch', spy)
+    ask(mode='direct', max_new_tokens=None)
+    ask(mode='cot', max_new_tokens=None)
+    assert set(seen) == {(3 + 8, ('\n',)), (512, ('\n\nQ:',))} # the longest target has three tokens here
+
+
+def test_resume_by_task(ask, tmp_path, monkeypatch):
+    first = ask()
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path/'run').rglob('*') if p.is_file()}
+    def never(*args, **kwargs): raise AssertionError('asked again')
+    with monkeypatch.context() as m:
+        m.setattr(bbh, 'generate_batch', never)
+        assert ask() == first
+        assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path/'run').rglob('*') if p.is_file()}
+        for other in [dict(model_name='other'), dict(seed=1), dict(arm='kd_cot'), dict(mode='direct'), dict(limit=3), dict(benchmark='bbh')]:
+            with pytest.raises(AssertionError, match='asked again'): ask(**other)
+    prediction_path(tmp_path/'run', first[0]).unlink() # the texts of one task are lost: that task is asked again
+    assert ask() == first and len(read_results(tmp_path/'run')) == 2
+    ask(limit=3)
+    assert [r['n'] for r in read_results(tmp_path/'run')] == [3, 3] # replaced, not added
+
+
+@pytest.mark.parametrize('after', [1, 2, 4])
+def test_interrupt(ask, items, tmp_path, monkeypatch, after):
+    "Ctrl-C after some batches: what is there is valid, and the same call goes on there and ends with the same files"
+    whole = ask(out=tmp_path/'whole')
+    asked, batches = [], 0
+    def interrupted(model, tokenizer, prompts, *, on_batch, **kwargs):
+        def count(rows, texts):
+            nonlocal batches
+            on_batch(rows, texts)
+            batches += 1
+            asked.extend(prompts[i] for i in rows)
+            if batches == after: raise KeyboardInterrupt
+        return generate_batch(model, tokenizer, prompts, on_batch=count, **kwargs)
+    monkeypatch.setattr(bbh, 'generate_batch', interrupted)
+    with pytest.raises(KeyboardInterrupt): ask()
+    for path in (tmp_path/'run').rglob('*'):
+        if path.is_file(): [json.loads(line) for line in path.read_text().splitlines()]
+    assert [r['task'] for r in read_results(tmp_path/'run')] == (['navigate'] if after > 3 else [])
+    assert ask() == whole
+    assert len(asked) == sum(map(len, items.values())) # no question was asked twice
+    assert files(tmp_path/'run') == files(tmp_path/'whole')
+
+
+def test_part_of_another_model(ask, tmp_path, monkeypatch):
+    "Texts left by an interrupted run of another model are not taken for those of this one"
+    whole = ask(out=tmp_path/'whole')
+    def interrupted(model, tokenizer, prompts, *, on_batch, **kwargs):
+        on_batch([0], ['So the answer is Yes.'])
+        raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(bbh, 'generate_batch', interrupted)
+        ask(model_name='other')
+    assert ask() == whole and files(tmp_path/'run') == files(tmp_path/'whole')
+
+
+def test_interrupt_while_writing(ask, tmp_path, monkeypatch):
+    "A file is the old one or the new one, also when writing is interrupted; the texts of the task are not lost"
+    run = tmp_path/'run'
+    write_result(run, dict(arm='kd', task='snarks', mode='cot', shots=0, seed=0))
+    before = (run/'results.jsonl').read_bytes()
+    def stop(source, target):
+        if Path(target).name == 'results.jsonl': raise KeyboardInterrupt
+        os.rename(source, target)
+    with monkeypatch.context() as m:
+        m.setattr(os, 'replace', stop)
+        with pytest.raises(KeyboardInterrupt): ask()
+    assert (run/'results.jsonl').read_bytes() == before
+    asked = []
+    def count(model, tokenizer, prompts, **kwargs):
+        asked.append(len(prompts))
+        return generate_batch(model, tokenizer, prompts, **kwargs)
+    monkeypatch.setattr(bbh, 'generate_batch', count)
+    ask()
+    assert asked == [0, 7] # all texts of the first task were there
+    assert [r['task'] for r in read_results(run)] == ['snarks', 'navigate', 'web_of_lies']
+
+
+def test_sample(ask, items):
+    assert sample_rows('navigate', 250, 50) == sample_rows('navigate', 250, 50) == sorted(set(sample_rows('navigate', 250, 50)))
+    kd, cot = ask(limit=5), ask(limit=5, arm='kd_cot', mode='direct')
+    assert [r['index'] for r in kd] == [r['index'] for r in cot] == [sample_rows(t, len(items[t]), 5) for t in items]
+    assert [r['n'] for r in kd] == [5, 5]
+    assert [r['index'] for r in ask(limit=7)] == [sample_rows('navigate', 12, 7), None]
+    assert [r['index'] for r in ask(index=dict(navigate=[9, 2]), limit=7)] == [[2, 9], None]
+    assert 'limit=0' in error(limit=0, call=ask)
+
+
+def test_too_long(ask, items, capsys):
+    "A question that does not fit is left out and counted, and said so; it is never cut"
+    items['navigate'][3]['input'] *= 20
+    items['web_of_lies'] = [dict(r, input=r['input']*30) for r in items['web_of_lies']]
+    some, none = ask()
+    assert (some['n'], some['skipped'], some['index']) == (11, 1, [i for i in range(12) if i != 3])
+    assert (none['n'], none['skipped'], none['index'], none['items'], none['correct']) == (0, 7, [], '', 0)
+    assert '1 of 12 prompts do not fit' in capsys.readouterr().err
+    assert ask() == [some, none]
+
+
+def test_damaged_results(ask, tmp_path):
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run'/'results.jsonl').write_text('{"arm": "kd"}\n{"arm": \n')
+    assert 'results.jsonl, line 2' in error(call=ask)
+
+
+def test_few_shot_end_to_end(babbler, bbh_dir, tmp_path):
+    "Real questions with three examples; a model with room for some tasks only"
+    model = LlamaForCausalLM(LlamaConfig(**{**babbler[0].config.to_dict(), 'max_position_embeddings': 1600}))
+    ask = dict(out=tmp_path, arm='student', model_name='random', shots=3, limit=2, max_new_tokens=4, source=bbh_dir, progress=False)
+    short, long = evaluate(model, babbler[1], load_bbh(bbh_dir, 'sports_understanding,snarks'), **ask)[::-1]
+    assert {short['task'], long['task']} == {'sports_understanding', 'snarks'}
+    assert (short['n'], short['skipped'], long['n'], long['skipped']) == (2, 0, 0, 2)

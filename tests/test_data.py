@@ -1,0 +1,300 @@
+"What `load_cot` does with good files, broken files and large ones."
+import json, subprocess, sys
+
+import datasets
+import pytest
+
+from cotkd.data import COLUMNS, HUB_FILE, HUB_ID, InputError, browse, describe, load_cot, show_row, split_cot
+
+ROWS = [dict(source=f'What is {i} plus 1?', target=str(i + 1), rationale=f'{i} plus 1 is {i + 1}.', task='add', type='CoT') for i in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    "A cache of its own for every test"
+    folder = tmp_path_factory.mktemp('cache')
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', folder)
+    return folder/'cotkd'
+
+
+@pytest.fixture
+def write(tmp_path):
+    "Write text, bytes, or rows as JSON lines"
+    def _write(content, name='rows.jsonl'):
+        if isinstance(content, list): content = '\n'.join(json.dumps(row) for row in content)
+        path = tmp_path/name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+    return _write
+
+
+def error(source, **kwargs):
+    "The message of the InputError that loading `source` raises: always one line"
+    with pytest.raises(InputError) as caught: load_cot(source, **kwargs)
+    message = str(caught.value)
+    assert '\n' not in message
+    return message
+
+
+def keyed(rows, **kwargs): return json.dumps({str(i): row for i, row in enumerate(rows)}, **kwargs)
+
+
+# Good files
+
+@pytest.mark.parametrize('content,name', [
+    (ROWS, 'rows.jsonl'), (ROWS, 'lines.json'), (keyed(ROWS), 'hub.json'), (keyed(ROWS, indent=4), 'hub.json'),
+    (b'\xef\xbb\xbf' + keyed(ROWS).encode(), 'bom.json'), ('\r\n\r\n'.join(map(json.dumps, ROWS)), 'rows.jsonl')])
+def test_every_shape_gives_the_same_rows(write, caplog, content, name):
+    ds = load_cot(write(content, name))
+    assert ds.column_names == list(COLUMNS)
+    assert list(ds) == ROWS
+    assert not caplog.records
+
+
+def test_directory_and_list(write, tmp_path):
+    b, a = write(ROWS[:2], 'b.jsonl'), write(ROWS[2:5], 'a.jsonl')
+    write('no rows', 'notes.txt')
+    assert list(load_cot(tmp_path)) == ROWS[2:5] + ROWS[:2]
+    assert list(load_cot([b, str(a)])) == ROWS[:5]
+
+
+def test_defaults_extra_columns_numbers_and_spaces(write):
+    row, = load_cot(write([dict(source=' 6 times 7?\n', target=42, rationale='It is 42.', score=.5)]))
+    assert row == dict(source='6 times 7?', target='42', rationale='It is 42.', task='unknown', type='CoT')
+
+
+def test_numbers_mean_the_same_in_both_shapes(write):
+    rows = [{**ROWS[0], 'target': target} for target in (7, 7.5, 1e3, -3, 10**30)]
+    assert load_cot(write(rows))['target'][:] == load_cot(write(keyed(rows), 'hub.json'))['target'][:]
+
+
+def test_line_separators_inside_text_do_not_end_a_line(write):
+    row = {**ROWS[0], 'rationale': 'one\u2028two\x85three'}
+    assert list(load_cot(write(json.dumps(row, ensure_ascii=False)))) == [row]
+
+
+def test_limit_counts_usable_rows(write):
+    path = write([{**ROWS[0], 'target': ''}, *ROWS])
+    assert list(load_cot(path, limit=3)) == ROWS[:3]
+    assert len(load_cot(path, limit=1000)) == 30
+    assert error(path, limit=0).startswith('limit is 0; expected')
+
+
+def test_limit_does_not_read_on(write):
+    assert len(load_cot(write('\n'.join(map(json.dumps, ROWS)) + '\nbroken'), limit=30)) == 30
+    assert len(load_cot(write(keyed(ROWS)[:-20], 'hub.json'), limit=20)) == 20
+
+
+# Rows that cannot be used
+
+def test_unusable_rows_are_dropped_counted_and_kept_aside(write, caplog, tmp_path):
+    bad = [{**ROWS[0], 'rationale': ' '}, {**ROWS[1], 'rationale': ''}, {**ROWS[2], 'target': None}, 7,
+           {k: v for k, v in ROWS[3].items() if k != 'source'}, {**ROWS[4], 'source': 'caf\ufffd'}, {**ROWS[5], 'target': [1]}]
+    path, quarantine = write([ROWS[6], *bad, ROWS[7]]), tmp_path/'quarantine.jsonl'
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        assert list(load_cot(path, quarantine=quarantine)) == ROWS[6:8]
+        assert [r.getMessage() for r in caplog.records] == [
+            f'{path}: 7 of 9 rows dropped (2 rationale empty, 1 target missing, 1 not an object, 1 source missing, '
+            f'1 source unreadable, 1 target not text), kept in {quarantine}']
+        kept = [json.loads(line) for line in quarantine.read_text().splitlines()]
+        quarantine.unlink()
+    assert [k['row'] for k in kept] == [2, 3, 4, 5, 6, 7, 8]
+    assert [k['data'] for k in kept] == bad
+    assert kept[0] == dict(reason='rationale empty', file='rows.jsonl', row=2, data=bad[0])
+
+
+def test_quarantine_names_the_key_of_the_hub_shape(write, tmp_path):
+    path = write(keyed([ROWS[0], {**ROWS[1], 'target': 2.5, 'source': None}]), 'hub.json')
+    load_cot(path, quarantine=tmp_path/'new'/'q')
+    assert json.loads((tmp_path/'new'/'q').read_text()) == dict(reason='source missing', file='hub.json', row='1',
+                                                          data={**ROWS[1], 'target': 2.5, 'source': None})
+
+
+def test_quarantine_of_a_clean_file_is_empty(write, tmp_path):
+    load_cot(write(ROWS), quarantine=tmp_path/'q')
+    assert (tmp_path/'q').read_text() == ''
+
+
+def test_wrong_bytes_and_lone_surrogates_cost_a_row_not_the_run(write):
+    lines = [json.dumps(ROWS[0]).encode(), json.dumps({**ROWS[1], 'target': 'XX'}).encode().replace(b'XX', b'caf\xe9'),
+             json.dumps({**ROWS[2], 'rationale': '\ud800'}).encode(), json.dumps({**ROWS[3], 'source': 'a\x00'}).encode()]
+    assert list(load_cot(write(b'\n'.join(lines)))) == ROWS[:1]
+
+
+# Files that cannot be used
+
+def test_no_such_file(tmp_path):
+    path = tmp_path/'no.jsonl'
+    assert error(path) == (f'{path}: no such file; expected a JSON-lines file, a directory of *.jsonl, the hub\'s .json file or '
+                           '"kaist-ai/CoT-Collection". Check the path.')
+
+
+def test_empty_directory(tmp_path):
+    assert error(tmp_path) == f'{tmp_path}: no *.jsonl in this directory; expected JSON-lines files. Pass the file itself.'
+
+
+@pytest.mark.parametrize('source', [[], '', None])
+def test_empty_source(source):
+    assert error(source) == f'source is {source!r}; expected a file, a directory, a list of them or "kaist-ai/CoT-Collection".'
+
+
+@pytest.mark.parametrize('broken', ['{"source": "a"', 'source,target', '{"source": "a"} {"source": "b"}'])
+def test_broken_line_is_named(write, broken):
+    path = write('\n'.join([json.dumps(ROWS[0]), '', broken, json.dumps(ROWS[1])]))
+    message = error(path)
+    assert message.startswith(f'{path}, line 3: not valid JSON (')
+    assert message.endswith('); expected one object per line. Repair or delete this line.')
+
+
+@pytest.mark.parametrize('cut,place,problem', [
+    (lambda s: s[:-10], 'after key "28"', 'the file ends too early'),
+    (lambda s: s.replace('"12": {"source"', '"12": {source'), 'after key "11"', 'not valid JSON'),
+    (lambda s: s.replace('"0": {"source"', '"0": {source'), 'before its first complete row', 'not valid JSON'),
+    (lambda s: s + ' more', 'after key "29"', 'not valid JSON')])
+def test_broken_object_names_the_last_good_key(write, cut, place, problem):
+    path = write(cut(keyed(ROWS)), 'hub.json')
+    assert error(path) == (f'{path}, {place}: {problem}; expected one object keyed "0", "1", … '
+                           'Repair the file, or download it again.')
+
+
+def test_json_list(write):
+    path = write(json.dumps(ROWS), 'list.json')
+    assert error(path).startswith(f'{path}: holds a JSON list; expected JSON lines')
+
+
+@pytest.mark.parametrize('form', [lambda rows: (rows, 'rows.jsonl'), lambda rows: (keyed(rows), 'hub.json')])
+def test_column_missing_everywhere(write, form):
+    path = write(*form([dict(question='a', target='b', rationale='c')] * 3))
+    assert error(path) == (f'{path}: no row has source; its columns are question, target, rationale. '
+                           'Rename them to source, target, rationale.')
+
+
+def test_no_usable_row(write):
+    path = write([{**ROWS[0], 'rationale': ''}, {**ROWS[1], 'rationale': None}, {**ROWS[2], 'rationale': ''}])
+    assert error(path) == (f'{path}: none of its 3 rows can be used (2 rationale empty, 1 rationale missing). '
+                           'Each needs text in source, target, rationale.')
+
+
+@pytest.mark.parametrize('content,name', [('', 'rows.jsonl'), ('\n \n', 'rows.jsonl'), ('', 'hub.json')])
+def test_no_rows(write, content, name):
+    path = write(content, name)
+    assert error(path) == f'{path}: no rows; expected one object per line with source, target, rationale.'
+
+
+def test_errors_leave_nothing_behind(write, cache, tmp_path):
+    for content in ([{**ROWS[0], 'target': ''}], 'broken', ''): error(write(content), quarantine=tmp_path/'quarantine.jsonl')
+    assert not list(cache.iterdir()) and not (tmp_path/'quarantine.jsonl').exists()
+
+
+def test_quarantine_never_overwrites_the_source(write):
+    path = write(ROWS)
+    assert error(path, quarantine=path) == f'quarantine is {path}, one of the files to read; it would be overwritten. Name another file.'
+    assert len(load_cot(path)) == 30
+
+
+# The hub
+
+def test_hub_id_is_resolved_to_its_file(write, monkeypatch, caplog):
+    path, asked = write(keyed(ROWS), 'hub.json'), []
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda *args, **kwargs: asked.append((args, kwargs)) or str(path))
+    assert list(load_cot(HUB_ID, limit=4)) == ROWS[:4]
+    assert asked == [((HUB_ID, HUB_FILE), dict(repo_type='dataset'))]
+    assert 'CC-BY-4.0' in caplog.text
+
+
+def test_unreachable_hub_says_what_to_do(monkeypatch):
+    def fail(*args, **kwargs): raise OSError('no route\nto host')
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', fail)
+    assert error(HUB_ID) == ('kaist-ai/CoT-Collection: could not be fetched from the hub (OSError). Download data/CoT_collection_en.json '
+                             'from https://huggingface.co/datasets/kaist-ai/CoT-Collection elsewhere and pass its path.')
+
+
+# The cache
+
+def test_second_load_reads_the_cache_and_a_changed_file_does_not(write, monkeypatch):
+    path = write(ROWS)
+    load_cot(path)
+    with monkeypatch.context() as m:
+        m.setattr('cotkd.data._write_arrow', None)
+        assert list(load_cot(path)) == ROWS
+    path.write_text(json.dumps(ROWS[3]))
+    assert list(load_cot(path)) == ROWS[3:4]
+
+
+LARGE = """
+import resource, sys, datasets
+from cotkd.data import load_cot
+datasets.config.HF_DATASETS_CACHE = sys.argv[2]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ds = load_cot(sys.argv[1])
+print(len(ds), ds.num_columns, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+def test_large_object_is_never_in_memory(tmp_path):
+    "60 MB in one line: Python objects of it would take some 100 MB"
+    path, n = tmp_path/'large.json', 30_000
+    with open(path, 'w') as file:
+        for i in range(n):
+            row = dict(source=f'{i} ' + 'question ' * 110, target=str(i), rationale='step ' * 180)
+            file.write(('{' if i == 0 else ', ') + f'"{i}": {json.dumps(row)}')
+        file.write('}')
+    assert path.stat().st_size > 55e6
+    result = subprocess.run([sys.executable, '-c', LARGE, path, tmp_path], capture_output=True, text=True, check=True)
+    rows, columns, grown = result.stdout.split()
+    assert (int(rows), int(columns)) == (n, 5)
+    assert float(grown) < 45, f'peak memory grew by {grown} MB'
+
+
+# Splitting, summarising, showing
+
+def test_split_is_stable_and_keeps_equal_questions_together():
+    ds = datasets.Dataset.from_list([{**ROWS[0], 'source': f'question {i % 700}', 'target': str(i)} for i in range(1000)])
+    train, dev = split_cot(ds, dev=.2)
+    assert len(train) + len(dev) == 1000 and .15 < len(dev) / 1000 < .25
+    assert not set(train['source']) & set(dev['source'])
+    again = split_cot(ds.shuffle(seed=3).select(range(500)), dev=.2)
+    assert set(again[1]['source']) <= set(dev['source']) and set(again[0]['source']) <= set(train['source'])
+    assert set(split_cot(ds, dev=.1)[1]['source']) <= set(dev['source'])
+    assert set(split_cot(ds, dev=.2, seed=1)[1]['source']) != set(dev['source'])
+
+
+def test_split_is_the_same_on_every_machine():
+    ds = datasets.Dataset.from_list([{**ROWS[0], 'source': f'question {i}'} for i in range(40)])
+    assert split_cot(ds, dev=.1)[1]['source'][:] == SPLIT
+
+SPLIT = ['question 31', 'question 36', 'question 39']
+
+
+@pytest.mark.parametrize('dev', [0, 1, 10, -.1])
+def test_split_refuses_a_share_outside_0_to_1(dev):
+    with pytest.raises(InputError, match=f'dev is {dev}; expected a share between 0 and 1'): split_cot(None, dev=dev)
+
+
+def test_show_row_escapes(): assert '&lt;b&gt;' in show_row({**ROWS[0], 'rationale': '<b>'})
+
+
+def test_browse_moves_the_slider_back_into_a_shorter_task():
+    browser = browse(datasets.Dataset.from_list([*ROWS[:5], {**ROWS[5], 'task': 'other'}]))
+    (task, row), view = browser.children[0].children, browser.children[1]
+    row.value = 4
+    assert view.value == show_row(ROWS[4])
+    task.value = 'other'
+    assert row.value == 0 and view.value == show_row({**ROWS[5], 'task': 'other'})
+
+
+# Real rows
+
+def test_hub_sample(cot_data):
+    ds = load_cot(cot_data/'CoT_collection_en.sample.json')
+    assert len(ds) == 140
+    lines = load_cot(cot_data/'cot_mini.jsonl', limit=140)
+    assert list(ds) == list(lines)
+
+
+def test_real_rows_are_all_usable(cot_data, caplog):
+    train, dev = load_cot(cot_data/'cot_train.jsonl'), load_cot(cot_data/'cot_dev.jsonl')
+    assert (len(train), len(dev)) == (33_442, 3_427)
+    assert not caplog.records
+    table = describe(train)
+    assert table['rows']['all'] == 33_442 and .3 < table['share']['all'] < .6
