@@ -3,10 +3,11 @@
     python tools/train_toy.py tokenizer               # once: the byte-level BPE tokenizer both models share
     python tools/train_toy.py teacher                 # the evaluated families, with rationales and directly
     python tools/train_toy.py student                 # the sibling families only: pre-trained, but new to what is evaluated
+    python tools/train_toy.py direct                  # a control: the base student, taught right answers without rationales to convergence
 
-Each writes cotkd/assets/toy-NAME/ and its log tools/toy-NAME.log. A killed run continues from its last checkpoint in
-runs/train-toy-NAME/. Recipe and seed are the constants below. Where COTKD_BBH is set, generated problems that equal
-one of its items are left out.
+The first three write cotkd/assets/toy-NAME/; the control is not kept. Logs go to cotkd/results/training-NAME.jsonl. A killed
+run continues from its last checkpoint in runs/train-toy-NAME/. Recipe and seed are the constants below. Where COTKD_BBH is
+set, generated problems that equal one of its items are left out.
 """
 import json, math, os, random, sys, time
 from pathlib import Path
@@ -16,19 +17,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cotkd.prompt import KDCollator, encode, format_example
-from cotkd.toy import EVALUATED, SIBLINGS, TOY_TASKS, make_toy
+from cotkd.toy import MIX, SIBLINGS, TOY_TASKS, make_toy
 
 ROOT = Path(__file__).parent.parent
 SEED, VOCAB, CONTEXT = 20251, 2048, 1024
 BATCH, MICRO, CHUNK = 32, 4, 100  # rows per update; rows that go through the model at once; updates whose rows are generated together
-DIRECT = .1  # share of rows answered without a rationale; one mean over all tokens of an update keeps them from drowning the rest
-LONG = EVALUATED[3:5]  # tracking five and seven objects: long rows, drawn half as often; navigate twice as often
-MIX = 2 * [t for t in EVALUATED if t not in LONG] + LONG + 2 * ['navigate']
+# direct: share of rows answered without a rationale; one mean over all tokens of an update keeps them from drowning the rest
 RECIPES = {
-    'teacher': dict(tasks=MIX, updates=3000, lr=2e-3, hidden_size=128, intermediate_size=384,
+    'teacher': dict(tasks=MIX, direct=.1, updates=3000, lr=2e-3, hidden_size=128, intermediate_size=384,
                     num_hidden_layers=4, num_attention_heads=4),
-    'student': dict(tasks=SIBLINGS, updates=1500, lr=2e-3, hidden_size=96, intermediate_size=288,
+    'student': dict(tasks=SIBLINGS, direct=.1, updates=1500, lr=2e-3, hidden_size=96, intermediate_size=288,
                     num_hidden_layers=4, num_attention_heads=3),
+    'direct': dict(tasks=MIX, direct=1., updates=2000, lr=1e-3),
 }
 
 
@@ -47,14 +47,14 @@ def train_tokenizer():
                             trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=['<|pad|>', '<|end|>'],
                                                 initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token='<|end|>', pad_token='<|pad|>', model_max_length=CONTEXT)
-    for name in RECIPES: tokenizer.save_pretrained(ROOT/'cotkd/assets'/f'toy-{name}')
+    for name in ('teacher', 'student'): tokenizer.save_pretrained(ROOT/'cotkd/assets'/f'toy-{name}')
 
 
-def batches(tokenizer, tasks, chunk):
+def batches(tokenizer, tasks, direct, chunk):
     "The updates of one chunk: each a list of micro-batches of similar length, so that little is padded"
     rng = random.Random(SEED + chunk)
     rows = make_toy(tasks, BATCH * CHUNK, seed=SEED + 1 + chunk, exclude=bbh_sources())
-    encoded = [encode(r, tokenizer, 'direct' if rng.random() < DIRECT else 'cot') for r in rows]
+    encoded = [encode(r, tokenizer, 'direct' if rng.random() < direct else 'cot') for r in rows]
     collate = KDCollator(tokenizer.pad_token_id)
     for i in range(0, len(encoded), BATCH):
         update = sorted(encoded[i:i+BATCH], key=lambda e: len(e['input_ids']))
@@ -69,7 +69,7 @@ def logits_at_supervised(model, batch):
 
 
 @torch.no_grad()
-def exact(model, tokenizer, task, mode, n=32):
+def exact(model, tokenizer, task, mode, n=100):
     "Share of held-out rows whose supervised tokens are all predicted: greedy decoding would write exactly this text"
     rows = make_toy([task], n, seed=SEED, heldout=True, exclude=bbh_sources())
     batch = KDCollator(tokenizer.pad_token_id)([encode(r, tokenizer, mode) for r in rows])
@@ -83,24 +83,24 @@ def train(name):
     torch.manual_seed(SEED)
     torch.set_flush_denormal(True)
     recipe = dict(RECIPES[name])
-    tasks, updates, peak = (recipe.pop(k) for k in ('tasks', 'updates', 'lr'))
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT/'cotkd/assets'/f'toy-{name}')
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=None,
+    tasks, direct, updates, peak = (recipe.pop(k) for k in ('tasks', 'direct', 'updates', 'lr'))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT/'cotkd/assets/toy-student')
+    model = LlamaForCausalLM.from_pretrained(ROOT/'cotkd/assets/toy-student', dtype=torch.float32) if name == 'direct' else LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=None,
                                          eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **recipe))
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(.9, .98), weight_decay=.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / 100) * (.02 + .98 * .5 * (1 + math.cos(math.pi * s / updates))))
-    checkpoint, log = ROOT/f'runs/train-toy-{name}/last.pt', ROOT/f'tools/toy-{name}.log'
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = ROOT/f'runs/train-toy-{name}/last.pt', ROOT/f'cotkd/results/training-{name}.jsonl'
+    for file in (checkpoint, log): file.parent.mkdir(parents=True, exist_ok=True)
     step = tokens = seconds = 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer']); schedule.load_state_dict(state['schedule'])
         step, tokens, seconds = state['step'], state['tokens'], state['seconds']
-    else: log.write_text(json.dumps(dict(seed=SEED, batch=BATCH, direct=DIRECT, parameters=model.num_parameters(), **RECIPES[name])) + '\n')
+    else: log.write_text(json.dumps(dict(seed=SEED, batch=BATCH, parameters=model.num_parameters(), **RECIPES[name])) + '\n')
     start = time.time() - seconds
     while step < updates:
         losses = []
-        for update in batches(tokenizer, tasks, step // CHUNK):
+        for update in batches(tokenizer, tasks, direct, step // CHUNK):
             supervised = sum((b['labels'][:, 1:] != -100).sum() for b in update)
             for batch in update:
                 logits, labels, _ = logits_at_supervised(model, batch)
@@ -109,16 +109,17 @@ def train(name):
                 losses.append(loss.item()); tokens += int(batch['attention_mask'].sum())
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
             optimizer.step(); schedule.step(); optimizer.zero_grad(); step += 1
-        right = {f'{t}/{m}': round(exact(model, tokenizer, t, m)) for t in dict.fromkeys(tasks) for m in ('cot', 'direct')} if step % 500 == 0 else {}
+        modes = ('direct',) if direct == 1 else ('cot', 'direct')
+        right = {f'{t}/{m}': round(exact(model, tokenizer, t, m)) for t in dict.fromkeys(tasks) for m in modes} if step % 500 == 0 else {}
         with log.open('a') as f:
             f.write(json.dumps(dict(step=step, tokens=tokens, seconds=round(time.time() - start), loss=round(sum(losses) / CHUNK, 4), **right)) + '\n')
         torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), schedule=schedule.state_dict(), step=step, tokens=tokens,
                         seconds=time.time() - start), checkpoint.with_suffix('.tmp'))
         os.replace(checkpoint.with_suffix('.tmp'), checkpoint)
-    model.to(torch.bfloat16).save_pretrained(ROOT/'cotkd/assets'/f'toy-{name}')  # half the bytes; loaded as fp32
+    if name != 'direct': model.to(torch.bfloat16).save_pretrained(ROOT/'cotkd/assets'/f'toy-{name}')  # half the bytes; loaded as fp32
 
 
 if __name__ == '__main__':
     if sys.argv[1:] == ['tokenizer']: train_tokenizer()
-    elif sys.argv[1:] in (['teacher'], ['student']): train(sys.argv[1])
+    elif sys.argv[1:] in ([name] for name in RECIPES): train(sys.argv[1])
     else: sys.exit(__doc__)

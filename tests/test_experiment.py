@@ -1,0 +1,102 @@
+"The command line from outside: a whole run, a killed one, and every kind of bad input"
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+TINY = ['--set', 'rows=64', 'heldout=2', 'other_prompt=1', 'max_new_tokens=24']
+
+
+def cotkd(*args, bbh=None, cwd=None):
+    env = {k: v for k, v in os.environ.items() if k != 'COTKD_BBH'} | ({'COTKD_BBH': str(bbh)} if bbh else {})
+    return subprocess.run([sys.executable, '-c', 'import sys; from cotkd.cli import main; sys.exit(main())', *map(str, args)],
+                          capture_output=True, text=True, env=env, cwd=cwd)
+
+
+@pytest.fixture(scope='module')
+def run_dir(tmp_path_factory):
+    out = tmp_path_factory.mktemp('run')/'toy'
+    done = cotkd('run', '--out', out, *TINY)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_run_writes_every_file(run_dir):
+    assert {'results.jsonl', 'config.json', 'gains.png', 'report.html', 'predictions'} <= {p.name for p in run_dir.iterdir()}
+    rows = [json.loads(line) for line in (run_dir/'results.jsonl').read_text().splitlines()]
+    assert {(r['arm'], r['mode']) for r in rows} == {(a, m) for a in ('teacher', 'student', 'kd', 'kd_cot') for m in ('cot', 'direct')}
+    assert {r['benchmark'] for r in rows} == {'toy'}
+    for r in rows:
+        texts = [json.loads(line) for line in (run_dir/f"predictions/{r['arm']}/{r['mode']}-0-0/{r['task']}.jsonl").read_text().splitlines()]
+        assert ''.join(str(int(t['correct'])) for t in texts) == r['items'] and len(texts) == r['n']
+    config = json.loads((run_dir/'config.json').read_text())
+    assert config['settings']['rows'] == 64 and config['versions']['torch'] and config['cost']['kd']['updates'] == config['cost']['kd_cot']['updates']
+
+
+def test_the_same_command_does_nothing_twice(run_dir):
+    before = {p: p.read_bytes() for p in run_dir.rglob('*.jsonl')}
+    assert cotkd('run', '--out', run_dir, *TINY).returncode == 0
+    assert before == {p: p.read_bytes() for p in run_dir.rglob('*.jsonl')}
+
+
+def test_a_killed_run_continues_to_the_same_results(run_dir, tmp_path):
+    out = tmp_path/'toy'
+    env = {k: v for k, v in os.environ.items() if k != 'COTKD_BBH'}
+    running = subprocess.Popen([sys.executable, '-c', 'from cotkd.cli import main; main()', 'run', '--out', str(out), *TINY],
+                               env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (out/'results.jsonl').exists() and running.poll() is None: time.sleep(.05)
+    running.send_signal(signal.SIGKILL); running.wait()
+    assert not (out/'report.html').exists()
+    assert cotkd('run', '--out', out, *TINY).returncode == 0
+    assert (out/'results.jsonl').read_bytes() == (run_dir/'results.jsonl').read_bytes()
+
+
+def refused(done, *words):
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith('cotkd: ') and 'Traceback' not in done.stderr
+    for word in words: assert str(word) in line, line
+
+
+def test_an_output_directory_with_another_run_is_refused(run_dir, tmp_path):
+    refused(cotkd('run', '--out', run_dir, '--set', 'rows=96'), run_dir, 'another run')
+    (tmp_path/'mine.txt').write_text('keep me')
+    refused(cotkd('run', '--out', tmp_path, *TINY), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
+
+
+@pytest.mark.parametrize('text, words', [
+    ('{"source": "q", "target": "a", "rationale": "r"}\n{"source": "q", "tar', ['line 2']),
+    ('{"source": "q", "target": "a"}\n', ['rationale']),
+    ('{"source": "", "target": "a", "rationale": "r"}\n', ['no usable row']),
+])
+def test_bad_data_is_refused_before_anything_is_written(text, words, tmp_path):
+    data, out = tmp_path/'rows.jsonl', tmp_path/'out'
+    data.write_text(text)
+    refused(cotkd('distill', '--teacher', 'toy-teacher', '--student', 'toy-student', '--data', data, '--rationales', '--out', out), *words)
+    assert not out.exists()
+
+
+def test_bad_names_are_refused(tmp_path):
+    (tmp_path/'tasks').mkdir()
+    refused(cotkd('eval', '--model', 'toy-student', '--tasks', 'web_of_lie', '--bbh', tmp_path, '--out', tmp_path/'out'), 'web_of_lies')
+    refused(cotkd('eval', '--model', 'toy-student', '--tasks', 'web_of_lies', '--bbh', tmp_path, '--out', tmp_path/'out'), 'web_of_lies.json')
+    refused(cotkd('eval', '--model', tmp_path/'none', '--tasks', 'web_of_lies', '--bbh', tmp_path, '--out', tmp_path/'out'))
+    refused(cotkd('run', 'tyo'), 'tyo'); refused(cotkd('run', '--set', 'row=1'), 'row'); refused(cotkd('gains', tmp_path/'none'), 'none')
+    assert not (tmp_path/'out').exists()
+
+
+def test_distill_then_eval_on_bbh(tmp_path):
+    if 'COTKD_BBH' not in os.environ: pytest.skip('COTKD_BBH is not set')
+    from cotkd.toy import EVALUATED, make_toy
+    (tmp_path/'rows.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in make_toy(EVALUATED, 32)))
+    setup = ['--teacher', 'toy-teacher', '--student', 'toy-student', '--data', tmp_path/'rows.jsonl']
+    done = cotkd('distill', *setup, '--no-rationales', '--out', tmp_path/'student', '--lr', '1e-3')
+    assert done.returncode == 0, done.stderr
+    refused(cotkd('distill', *setup, '--rationales', '--out', tmp_path/'student', '--lr', '1e-3'), 'another distillation', 'mode')
+    bbh = os.environ['COTKD_BBH']
+    done = cotkd('eval', '--model', tmp_path/'student', '--bbh', bbh, '--tasks', 'web_of_lies,navigate', '--mode', 'direct', '--shots', '0',
+                 '--arm', 'kd', '--limit', '5', '--out', tmp_path/'scores')
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)['n'] for line in (tmp_path/'scores/results.jsonl').read_text().splitlines()] == [5, 5]
+    assert cotkd('gains', tmp_path/'scores').returncode == 0
