@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../nbs/13_cli.ipynb #bfc90dcf
+# %% ../nbs/13_cli.ipynb #e343b28f
 import argparse, shlex, sys
 
-# %% ../nbs/13_cli.ipynb #9fbf29ff
+# %% ../nbs/13_cli.ipynb #37b9b19a
 def _run(a):
     from cotkd.experiment import configure, plan, run
     from cotkd.data import InputError
@@ -31,11 +31,15 @@ def _distill(a):
                    dict(teacher=a.teacher, student=a.student, data=a.data), resume=a.resume)
     print(f"{a.out}: {cost['updates']:,} updates, {cost['supervised_tokens']:,} supervised tokens, {cost['flops']:.2g} FLOPs")
 
-# %% ../nbs/13_cli.ipynb #57689640
+# %% ../nbs/13_cli.ipynb #f61055dc
 def _eval(a):
-    from cotkd.bbh import evaluate, load_bbh, select_tasks
+    from cotkd.bbh import evaluate, load_bbh, read_results
+    from cotkd.data import InputError
     from cotkd.models import load_lm
-    items = load_bbh(a.bbh, select_tasks(a.tasks))
+    mine = dict(arm=a.arm, mode=a.mode, shots=a.shots, seed=a.seed)
+    others = {r['model'] for r in read_results(a.out) if all(r[k] == v for k, v in mine.items())} - {a.model}
+    if others: raise InputError(f'{a.out} holds results of another model for {mine}: {others.pop()}. Choose another --out or --arm')
+    items = load_bbh(a.bbh, a.tasks)
     model, tokenizer = load_lm(a.model)
     for r in evaluate(model, tokenizer, items, out=a.out, arm=a.arm, model_name=a.model, mode=a.mode, shots=a.shots, seed=a.seed,
                       limit=a.limit, source=a.bbh):
@@ -53,7 +57,7 @@ def _plan(a):
     from cotkd.experiment import configure, plan
     print(plan(configure(a.preset)).map('{:,.0f}'.format).to_string())
 
-# %% ../nbs/13_cli.ipynb #9d0c80d6
+# %% ../nbs/13_cli.ipynb #0c43da5c
 def _add(commands, name, function, help, *options):
     p = commands.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.set_defaults(function=function)
@@ -66,7 +70,7 @@ _SETUP = [_option('--teacher', 'hub id, directory, or toy-teacher', required=Tru
           _option('--student', 'hub id, directory, or toy-student', required=True),
           _option('--data', 'rows in the columns of CoT-Collection: a .jsonl or .json file, a directory, or kaist-ai/CoT-Collection', required=True)]
 
-# %% ../nbs/13_cli.ipynb #1ac9528d
+# %% ../nbs/13_cli.ipynb #36c5d080
 def parser():
     "The command line of `cotkd`"
     top = argparse.ArgumentParser('cotkd', description='White-box knowledge distillation with and without rationales, evaluated on BIG-Bench-Hard.')
@@ -98,7 +102,7 @@ def parser():
     _add(commands, 'plan', _plan, 'what an experiment will cost', _option('preset', 'which experiment'))
     return top
 
-# %% ../nbs/13_cli.ipynb #92752693
+# %% ../nbs/13_cli.ipynb #3adcf87f
 def main(argv=None):
     "Entry point: exit code 2 and one line for a mistake in the input, 130 when stopped by hand"
     from cotkd.data import InputError

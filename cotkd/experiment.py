@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['PRESETS', 'MODES', 'Experiment', 'configure', 'benchmark_items', 'training_rows', 'plan', 'run']
 
-# %% ../nbs/12_experiment.ipynb #e23a830e
+# %% ../nbs/12_experiment.ipynb #de6b63eb
 import json, os, sys
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+
+import matplotlib.pyplot as plt
 
 from .bbh import bbh_source, evaluate, load_bbh
 from .data import InputError, load_cot
@@ -19,16 +21,16 @@ from .models import load_lm
 from .prompt import encode
 from .report import write_report
 from .stats import HEADLINE, load_results
-from .toy import EVALUATED, make_toy
+from .toy import EVALUATED, MIX, make_toy
 
-# %% ../nbs/12_experiment.ipynb #6ab23ecd
+# %% ../nbs/12_experiment.ipynb #1f4a3bb6
 @dataclass(frozen=True)
 class Experiment:
     "What is distilled from what, on which rows, and how it is scored"
     teacher:str='toy-teacher' # anything `load_lm` takes
     student:str='toy-student' # the student before distillation, where both arms start
     data:str='toy' # "toy": generated problems; else anything `load_cot` takes
-    rows:int=16_000 # rows both arms train on
+    rows:int=10_000 # rows both arms train on
     epochs:float=1. # passes over them
     kd_lr:float=1e-3 # learning rate of KD, the best of the grid below
     kd_cot_lr:float=1e-3 # learning rate of KD+CoT, from the same grid
@@ -41,7 +43,7 @@ class Experiment:
 
 PRESETS = {'toy': Experiment()}
 
-# %% ../nbs/12_experiment.ipynb #2cfcd2c9
+# %% ../nbs/12_experiment.ipynb #3bfa30c9
 def configure(
     preset:str, # one of `PRESETS`
     settings:dict=None, # field -> text, as given on the command line
@@ -55,14 +57,15 @@ def configure(
         except ValueError: raise InputError(f'setting {key}={text!r} is not a number: expected {kinds[key].__name__}') from None
     return replace(PRESETS[preset], **(settings or {}))
 
-# %% ../nbs/12_experiment.ipynb #b4e491e7
+# %% ../nbs/12_experiment.ipynb #70ba91c0
 def benchmark_items(
     experiment:Experiment,
-    bbh=None, # directory of BBH or "hub"; None: the environment variable COTKD_BBH, and where that is unset, toy problems
+    bbh=None, # directory of BBH or "hub"; None: the environment variable COTKD_BBH; where that is unset too, or False: toy problems
 )->tuple: # ("bbh" or "toy", {task: list of dicts with input and target})
     "The questions all four arms are asked"
     tasks = EVALUATED if experiment.data == 'toy' else 'all'
-    if bbh or os.environ.get('COTKD_BBH'): return 'bbh', load_bbh(bbh, tasks)
+    if bbh is None: bbh = os.environ.get('COTKD_BBH')
+    if bbh: return 'bbh', load_bbh(bbh, tasks)
     if experiment.data != 'toy': bbh_source() # says what to set
     held = make_toy(EVALUATED, experiment.heldout * len(EVALUATED), seed=1, heldout=True)
     return 'toy', {t: [dict(input=r['source'], target=r['target']) for r in held if r['task'] == t] for t in EVALUATED}
@@ -74,9 +77,9 @@ def training_rows(
 ): # a list of dicts, or a Dataset
     "The rows both arms are distilled on"
     if experiment.data != 'toy': return load_cot(experiment.data, experiment.rows, quarantine)
-    return make_toy(EVALUATED, experiment.rows, seed=0, exclude=frozenset(e['input'] for part in items.values() for e in part))
+    return make_toy(MIX, experiment.rows, seed=0, exclude=frozenset(e['input'] for part in items.values() for e in part))
 
-# %% ../nbs/12_experiment.ipynb #d6d30d0e
+# %% ../nbs/12_experiment.ipynb #f910d55c
 MODES = {'kd': 'direct', 'kd_cot': 'cot'} # how each arm reads its rows
 
 def plan(
@@ -91,7 +94,7 @@ def plan(
     cost = {arm: kd_cost(teacher, student, [encode(r, tokenizer, mode) for r in rows], scale) for arm, mode in MODES.items()}
     return pd.DataFrame({arm: dict(updates=-(-c['examples'] // experiment.batch_size), **c) for arm, c in cost.items()})
 
-# %% ../nbs/12_experiment.ipynb #304cc940
+# %% ../nbs/12_experiment.ipynb #864c303d
 def _versions(): return {p: version(p) for p in ('cotkd', 'torch', 'transformers', 'datasets', 'tokenizers')} | {'python': sys.version.split()[0]}
 
 def _write_config(out, config):
@@ -110,7 +113,7 @@ def _claim(out, config): # the config to go on with: the one that is there, if i
     _write_config(out, config)
     return config
 
-# %% ../nbs/12_experiment.ipynb #a292a255
+# %% ../nbs/12_experiment.ipynb #a0130555
 def _score(model, tokenizer, arm, name, seed, kind, items, experiment, out, bbh): # both prompts; the one it was not trained for on a sample
     for mode in ('cot', 'direct'):
         evaluate(model, tokenizer, items, out=out, arm=arm, model_name=name, mode=mode, shots=experiment.shots, seed=seed, benchmark=kind,
@@ -124,7 +127,7 @@ def _train(arm, seed, teacher, tokenizer, rows, experiment, out):
     names = dict(teacher=experiment.teacher, student=experiment.student, data=experiment.data)
     return dict(distill(student, teacher, tokenizer, rows, out/'models'/f'{arm}-{seed}', MODES[arm], config, names, title=f'train {arm}'), lr=config.lr)
 
-# %% ../nbs/12_experiment.ipynb #f55a939a
+# %% ../nbs/12_experiment.ipynb #d770660f
 def run(
     experiment:Experiment,
     out, # run directory
@@ -148,5 +151,5 @@ def run(
     for seed in range(seeds):
         for arm in MODES:
             _score(load_lm(out/'models'/f'{arm}-{seed}')[0], tokenizer, arm, f'models/{arm}-{seed}', seed, kind, items, experiment, out, bbh)
-    plot_gains(load_results(out), path=out/'gains.png')
+    plt.close(plot_gains(load_results(out), path=out/'gains.png'))
     return write_report(out, {t: [e['input'] for e in part] for t, part in items.items()})

@@ -1,16 +1,16 @@
 "The command line from outside: a whole run, a killed one, and every kind of bad input"
 import json, os, signal, subprocess, sys, time
-from pathlib import Path
 
 import pytest
 
 TINY = ['--set', 'rows=64', 'heldout=2', 'other_prompt=1', 'max_new_tokens=24']
 
 
-def cotkd(*args, bbh=None, cwd=None):
-    env = {k: v for k, v in os.environ.items() if k != 'COTKD_BBH'} | ({'COTKD_BBH': str(bbh)} if bbh else {})
+def cotkd(*args):
+    "Run the command line in a process of its own, without BBH"
+    env = {k: v for k, v in os.environ.items() if k != 'COTKD_BBH'}
     return subprocess.run([sys.executable, '-c', 'import sys; from cotkd.cli import main; sys.exit(main())', *map(str, args)],
-                          capture_output=True, text=True, env=env, cwd=cwd)
+                          capture_output=True, text=True, env=env)
 
 
 @pytest.fixture(scope='module')
@@ -51,52 +51,63 @@ def test_a_killed_run_continues_to_the_same_results(run_dir, tmp_path):
     assert (out/'results.jsonl').read_bytes() == (run_dir/'results.jsonl').read_bytes()
 
 
-def refused(done, *words):
-    assert done.returncode == 2, (done.returncode, done.stderr)
-    line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith('cotkd: ') and 'Traceback' not in done.stderr
+def refused(capsys, args, *words):
+    "Exit code 2 and one clear line (in this process: starting another one takes seconds)"
+    from cotkd.cli import main
+    capsys.readouterr()
+    assert main(list(map(str, args))) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith('cotkd: ')
     for word in words: assert str(word) in line, line
 
 
-def test_an_output_directory_with_another_run_is_refused(run_dir, tmp_path):
-    refused(cotkd('run', '--out', run_dir, '--set', 'rows=96'), run_dir, 'another run')
+@pytest.fixture(autouse=True)
+def no_bbh(monkeypatch): monkeypatch.delenv('COTKD_BBH', raising=False)
+
+
+def test_an_output_directory_with_another_run_is_refused(run_dir, tmp_path, capsys):
+    refused(capsys, ['run', '--out', run_dir, '--set', 'rows=96'], run_dir, 'another run')
     (tmp_path/'mine.txt').write_text('keep me')
-    refused(cotkd('run', '--out', tmp_path, *TINY), tmp_path)
+    refused(capsys, ['run', '--out', tmp_path, *TINY], tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
 
 
 @pytest.mark.parametrize('text, words', [
     ('{"source": "q", "target": "a", "rationale": "r"}\n{"source": "q", "tar', ['line 2']),
     ('{"source": "q", "target": "a"}\n', ['rationale']),
-    ('{"source": "", "target": "a", "rationale": "r"}\n', ['no usable row']),
+    ('{"source": "", "target": "a", "rationale": "r"}\n', ['none of its 1 rows', 'source empty']),
 ])
-def test_bad_data_is_refused_before_anything_is_written(text, words, tmp_path):
+def test_bad_data_is_refused_before_anything_is_written(text, words, tmp_path, capsys):
     data, out = tmp_path/'rows.jsonl', tmp_path/'out'
     data.write_text(text)
-    refused(cotkd('distill', '--teacher', 'toy-teacher', '--student', 'toy-student', '--data', data, '--rationales', '--out', out), *words)
-    assert not out.exists()
+    refused(capsys, ['distill', '--teacher', 'toy-teacher', '--student', 'toy-student', '--data', data, '--rationales', '--out', out], *words)
+    assert [p.name for p in tmp_path.iterdir()] == ['rows.jsonl']
 
 
-def test_bad_names_are_refused(tmp_path):
+def test_bad_names_are_refused(tmp_path, capsys):
     (tmp_path/'tasks').mkdir()
-    refused(cotkd('eval', '--model', 'toy-student', '--tasks', 'web_of_lie', '--bbh', tmp_path, '--out', tmp_path/'out'), 'web_of_lies')
-    refused(cotkd('eval', '--model', 'toy-student', '--tasks', 'web_of_lies', '--bbh', tmp_path, '--out', tmp_path/'out'), 'web_of_lies.json')
-    refused(cotkd('eval', '--model', tmp_path/'none', '--tasks', 'web_of_lies', '--bbh', tmp_path, '--out', tmp_path/'out'))
-    refused(cotkd('run', 'tyo'), 'tyo'); refused(cotkd('run', '--set', 'row=1'), 'row'); refused(cotkd('gains', tmp_path/'none'), 'none')
+    score = ['eval', '--model', 'toy-student', '--bbh', tmp_path, '--out', tmp_path/'out', '--tasks']
+    refused(capsys, [*score, 'web_of_lie'], 'web_of_lies')
+    refused(capsys, [*score, 'web_of_lies'], 'web_of_lies.json')
+    refused(capsys, ['eval', '--model', 'toy-student', '--out', tmp_path/'out', '--tasks', 'web_of_lies'], 'COTKD_BBH')
+    refused(capsys, ['run', 'tyo'], 'tyo')
+    refused(capsys, ['run', '--set', 'row=1'], 'row')
+    refused(capsys, ['gains', tmp_path/'none'], 'none')
     assert not (tmp_path/'out').exists()
 
 
-def test_distill_then_eval_on_bbh(tmp_path):
-    if 'COTKD_BBH' not in os.environ: pytest.skip('COTKD_BBH is not set')
+def test_distill_then_eval_on_bbh(tmp_path, bbh_dir, capsys):
+    from cotkd.cli import main
     from cotkd.toy import EVALUATED, make_toy
     (tmp_path/'rows.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in make_toy(EVALUATED, 32)))
-    setup = ['--teacher', 'toy-teacher', '--student', 'toy-student', '--data', tmp_path/'rows.jsonl']
-    done = cotkd('distill', *setup, '--no-rationales', '--out', tmp_path/'student', '--lr', '1e-3')
-    assert done.returncode == 0, done.stderr
-    refused(cotkd('distill', *setup, '--rationales', '--out', tmp_path/'student', '--lr', '1e-3'), 'another distillation', 'mode')
-    bbh = os.environ['COTKD_BBH']
-    done = cotkd('eval', '--model', tmp_path/'student', '--bbh', bbh, '--tasks', 'web_of_lies,navigate', '--mode', 'direct', '--shots', '0',
-                 '--arm', 'kd', '--limit', '5', '--out', tmp_path/'scores')
-    assert done.returncode == 0, done.stderr
+    distill = ['distill', '--teacher', 'toy-teacher', '--student', 'toy-student', '--data', str(tmp_path/'rows.jsonl'), '--lr', '1e-3',
+               '--out', str(tmp_path/'student')]
+    assert main([*distill, '--no-rationales']) is None
+    refused(capsys, [*distill, '--rationales'], 'another distillation', 'mode')
+    scores = str(tmp_path/'scores')
+    assert main(['eval', '--model', str(tmp_path/'student'), '--bbh', str(bbh_dir), '--tasks', 'web_of_lies,navigate', '--mode', 'direct',
+                 '--shots', '0', '--arm', 'kd', '--limit', '5', '--out', scores]) is None
     assert [json.loads(line)['n'] for line in (tmp_path/'scores/results.jsonl').read_text().splitlines()] == [5, 5]
-    assert cotkd('gains', tmp_path/'scores').returncode == 0
+    refused(capsys, ['eval', '--model', 'toy-teacher', '--bbh', bbh_dir, '--tasks', 'web_of_lies', '--mode', 'direct', '--shots', '0',
+                     '--arm', 'kd', '--limit', '5', '--out', scores], 'another')
+    assert main(['gains', scores]) is None
