@@ -7,7 +7,7 @@ __all__ = ['NLP', 'ALGORITHMIC', 'BBH_TASKS', 'BBH_COUNTS', 'HUB', 'LAYOUT', 'KE
            'load_bbh', 'read_shots', 'few_shot_prompt', 'extract_answer', 'is_correct', 'read_results', 'write_result',
            'prediction_path', 'sample_rows', 'evaluate']
 
-# %% ../nbs/08_bbh.ipynb #8ab16d98
+# %% ../nbs/08_bbh.ipynb #5aa2fdb2
 import difflib, json, os, random, sys, zlib
 from collections import namedtuple
 from pathlib import Path
@@ -16,7 +16,7 @@ from .data import InputError
 from .generate import context_length, generate_batch
 from .prompt import MODES, format_example
 
-# %% ../nbs/08_bbh.ipynb #972f5f21
+# %% ../nbs/08_bbh.ipynb #03caa728
 NLP = '''causal_judgement date_understanding disambiguation_qa formal_fallacies hyperbaton movie_recommendation penguins_in_a_table
     reasoning_about_colored_objects ruin_names salient_translation_error_detection snarks sports_understanding'''.split()
 ALGORITHMIC = '''boolean_expressions dyck_languages geometric_shapes logical_deduction_five_objects logical_deduction_seven_objects
@@ -25,7 +25,7 @@ ALGORITHMIC = '''boolean_expressions dyck_languages geometric_shapes logical_ded
 BBH_TASKS = {**{t: 'nlp' for t in NLP}, **{t: 'algorithmic' for t in ALGORITHMIC}} # task -> group
 BBH_COUNTS = {t: dict(causal_judgement=187, penguins_in_a_table=146, snarks=178).get(t, 250) for t in BBH_TASKS} # task -> questions
 
-# %% ../nbs/08_bbh.ipynb #22978eda
+# %% ../nbs/08_bbh.ipynb #266ee9a3
 def select_tasks(tasks='all')->list: # names, each once, in the order of `BBH_TASKS`
     """What "all", "nlp", "algorithmic", names separated by commas, or a list of these mean; `InputError` for a name that is none"""
     asked = [t.strip() for t in tasks.split(',')] if isinstance(tasks, str) else list(tasks)
@@ -37,7 +37,7 @@ def select_tasks(tasks='all')->list: # names, each once, in the order of `BBH_TA
     wanted = {name for t in asked for name in groups.get(t, [t])}
     return [t for t in BBH_TASKS if t in wanted]
 
-# %% ../nbs/08_bbh.ipynb #9bca44fc
+# %% ../nbs/08_bbh.ipynb #5e4aee5a
 HUB = 'SaylorTwift/bbh' # parquet; the script-based copies of BBH no longer load
 LAYOUT = 'a directory with tasks/*.json and cot-prompts/*.txt'
 
@@ -50,7 +50,7 @@ def bbh_source(source=None): # a Path, or "hub"
     if not folder.is_dir(): raise InputError(f'BBH directory {folder} does not exist: give {LAYOUT}, or "hub"')
     return folder
 
-# %% ../nbs/08_bbh.ipynb #6b15c2d6
+# %% ../nbs/08_bbh.ipynb #cf79d9df
 def _check_items(rows, task:str, place)->list: # dicts with input and target
     "The rows read from `place`, if they are what BBH has for this task; else `InputError`"
     ok = lambda r: isinstance(r, dict) and isinstance(r.get('input'), str) and isinstance(r.get('target'), str)
@@ -61,7 +61,7 @@ def _check_items(rows, task:str, place)->list: # dicts with input and target
         raise InputError(f'{place} has {len(rows)} questions, {task} has {BBH_COUNTS[task]}; copy it from its source again')
     return [dict(input=r['input'], target=r['target']) for r in rows]
 
-# %% ../nbs/08_bbh.ipynb #0857425a
+# %% ../nbs/08_bbh.ipynb #b85de4fc
 def _read_task(source, task:str)->list: # dicts with input and target
     "The questions of one task, from a directory or the hub"
     if source == 'hub':
@@ -85,7 +85,7 @@ def load_bbh(
     names, source = select_tasks(tasks), bbh_source(source)
     return {t: _read_task(source, t)[:limit] for t in names}
 
-# %% ../nbs/08_bbh.ipynb #c5af077f
+# %% ../nbs/08_bbh.ipynb #64e94721
 def read_shots(task:str, source=None)->str: # description and three worked examples
     "The authors' chain-of-thought prompt, to the byte, without the two lines above it"
     folder = bbh_source(source)
@@ -102,7 +102,7 @@ def _answers_only(text:str)->str: # the same description and questions, each wit
     pairs = [shot.split('\nA: ', 1) for shot in shots]
     return '\n\nQ: '.join([first] + [f'{q}\nA: {extract_answer(a, "cot")}' for q, a in pairs])
 
-# %% ../nbs/08_bbh.ipynb #da51f4a7
+# %% ../nbs/08_bbh.ipynb #ef013904
 def few_shot_prompt(
     task:str, # one of `BBH_TASKS`; any name where shots is 0
     question:str, # `input` of an item
@@ -117,7 +117,7 @@ def few_shot_prompt(
     text = read_shots(task, source)
     return (text if mode == 'cot' else _answers_only(text)) + '\n\n' + ask
 
-# %% ../nbs/08_bbh.ipynb #40ba1366
+# %% ../nbs/08_bbh.ipynb #025434f3
 def extract_answer(text:str, mode:str)->str: # "" where there is none
     "The answer in what a model wrote, in mode \"cot\" or \"direct\" (rule of Suzgun et al. 2022)"
     if mode not in MODES: raise ValueError(f'mode {mode!r} is unknown; choose from {MODES}')
@@ -128,7 +128,7 @@ def is_correct(text:str, target:str, mode:str)->bool:
     "Exact match of the extracted answer and the one on file"
     return extract_answer(text, mode) == target.strip()
 
-# %% ../nbs/08_bbh.ipynb #7c19abc4
+# %% ../nbs/08_bbh.ipynb #d82dcf7e
 KEY = ('arm', 'task', 'mode', 'shots', 'seed') # what names one result
 FIELDS = ('arm', 'task', 'seed', 'mode', 'shots', 'scorer', 'n', 'correct', 'items', 'index', 'skipped', 'model', 'benchmark')
 
@@ -148,7 +148,7 @@ def _read_lines(path)->list: # one dict for each line; none where there is no fi
         except (ValueError, TypeError): raise InputError(f'{path}, line {i} is no result: remove the file or the line, then evaluate again') from None
     return rows
 
-# %% ../nbs/08_bbh.ipynb #6262d7ad
+# %% ../nbs/08_bbh.ipynb #301f5acc
 def read_results(out)->list: # in the order in which they were scored
     "The results in a run directory so far"
     return _read_lines(Path(out)/'results.jsonl')
@@ -159,19 +159,19 @@ def write_result(out, row:dict):
     at = next((i for i, r in enumerate(rows) if all(r.get(k) == row[k] for k in KEY)), len(rows))
     _write_lines(Path(out)/'results.jsonl', rows[:at] + [row] + rows[at + 1:])
 
-# %% ../nbs/08_bbh.ipynb #5075b1c7
+# %% ../nbs/08_bbh.ipynb #ee6ff30f
 def prediction_path(out, row:dict)->Path:
     "Where the texts behind a result lie"
     return Path(out)/'predictions'/row['arm']/'{mode}-{shots}-{seed}'.format(**row)/f'{row["task"]}.jsonl'
 
-# %% ../nbs/08_bbh.ipynb #4eb0ea28
+# %% ../nbs/08_bbh.ipynb #3a3e3236
 def sample_rows(task:str, total:int, limit:int=None)->list: # row numbers, ascending
     "The same rows of a task for every arm: `limit` of `total`, or all"
     if limit is not None and limit < 1: raise InputError(f'limit={limit}: give the number of questions of each task, 1 or more')
     if limit is None or limit >= total: return list(range(total))
     return sorted(random.Random(f'bbh sample of {task}').sample(range(total), limit))
 
-# %% ../nbs/08_bbh.ipynb #2693422d
+# %% ../nbs/08_bbh.ipynb #1b88769b
 Job = namedtuple('Job', 'row prompts targets stop max_new_tokens') # prompts, targets: {index: text}
 
 def _plan_task(model, tokenizer, examples:list, rows:list, row:dict, source=None, max_new_tokens:int=None)->Job:
@@ -185,7 +185,7 @@ def _plan_task(model, tokenizer, examples:list, rows:list, row:dict, source=None
     return Job(dict(row, index=index, skipped=len(rows) - len(prompts)), prompts, {i: examples[i]['target'] for i in prompts},
                ('\n\nQ:',) if row['mode'] == 'cot' else ('\n',), max_new_tokens or longest)
 
-# %% ../nbs/08_bbh.ipynb #6ae09f9f
+# %% ../nbs/08_bbh.ipynb #2700abf0
 def _finished(out, job:Job): # a result, or None
     "The result of this job, if the run directory has it"
     found = next((r for r in read_results(out) if all(r.get(k) == v for k, v in job.row.items())), None)
@@ -193,7 +193,7 @@ def _finished(out, job:Job): # a result, or None
     seen = [t['index'] for t in texts], ''.join(str(int(t['correct'])) for t in texts)
     return found if found and seen == (list(job.prompts), found.get('items')) else None
 
-# %% ../nbs/08_bbh.ipynb #c2b6a5a1
+# %% ../nbs/08_bbh.ipynb #279e27e1
 def _ask_task(model, tokenizer, job:Job, out, batch_size:int, on_rows)->list: # predictions in the order of the rows
     "Ask what was not asked before, and call `on_rows` with the predictions that were there and those of each batch"
     check = zlib.crc32(repr((job.row['model'], job.max_new_tokens, job.prompts)).encode())
@@ -211,7 +211,7 @@ def _ask_task(model, tokenizer, job:Job, out, batch_size:int, on_rows)->list: # 
                    batch_size=batch_size, on_batch=keep)
     return [done[i] for i in job.prompts]
 
-# %% ../nbs/08_bbh.ipynb #f97dafd0
+# %% ../nbs/08_bbh.ipynb #2145e08c
 def _score_task(model, tokenizer, job:Job, out, batch_size:int, bar)->dict: # one result
     "The result of one job, from the run directory or by asking; `bar` counts questions"
     task, skipped, scores = job.row['task'], job.row['skipped'], []
@@ -232,7 +232,7 @@ def _score_task(model, tokenizer, job:Job, out, batch_size:int, bar)->dict: # on
     bar.update(skipped)
     return {k: result[k] for k in FIELDS}
 
-# %% ../nbs/08_bbh.ipynb #f18036d2
+# %% ../nbs/08_bbh.ipynb #36c8f2cd
 def evaluate(
     model, tokenizer, # from `load_lm`
     items:dict, # task -> list of dicts with input and target, whole files, as `load_bbh` gives them

@@ -6,7 +6,7 @@
 __all__ = ['REQUIRED', 'OPTIONAL', 'COLUMNS', 'HUB_ID', 'HUB_FILE', 'InputError', 'check_row', 'load_cot', 'lengths', 'describe',
            'split_cot', 'show_row', 'browse']
 
-# %% ../nbs/01_data.ipynb #e74b3436
+# %% ../nbs/01_data.ipynb #32e15964
 import hashlib, html, json, logging, math, os, re, shutil, tempfile
 from collections import Counter
 from decimal import Decimal
@@ -17,11 +17,11 @@ import ipywidgets as widgets
 import numpy as np, pandas as pd, pyarrow as pa
 from tqdm import tqdm
 
-# %% ../nbs/01_data.ipynb #937a691f
+# %% ../nbs/01_data.ipynb #2fd041e3
 class InputError(ValueError):
     "A mistake in the user's input: the value received, what was expected, how to fix it"
 
-# %% ../nbs/01_data.ipynb #77b0b5c8
+# %% ../nbs/01_data.ipynb #63c93499
 REQUIRED, OPTIONAL = ('source', 'target', 'rationale'), {'task': 'unknown', 'type': 'CoT'}
 COLUMNS = (*REQUIRED, *OPTIONAL)
 _UNREADABLE = re.compile('[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff\ufffd]')
@@ -48,7 +48,7 @@ def check_row(
         clean[column] = default if not text or _UNREADABLE.search(text) else text
     return clean, None
 
-# %% ../nbs/01_data.ipynb #7f0fc187
+# %% ../nbs/01_data.ipynb #9856f547
 def _read_lines(path):
     with open(path, encoding='utf-8-sig', errors='replace') as file:  # a wrong byte becomes U+FFFD, which `check_row` finds
         for number, line in enumerate(file, 1):
@@ -59,7 +59,7 @@ def _read_lines(path):
                                  'one object per line. Repair or delete this line.') from None
             yield number, row
 
-# %% ../nbs/01_data.ipynb #47ee87f3
+# %% ../nbs/01_data.ipynb #53e05522
 def _read_keyed(path):
     key = None
     with open(path, 'rb') as file:
@@ -72,7 +72,7 @@ def _read_keyed(path):
             raise InputError(f'{path}, {place}: {problem}; expected one object keyed "0", "1", … '
                              'Repair the file, or download it again.') from None
 
-# %% ../nbs/01_data.ipynb #7a9d0a85
+# %% ../nbs/01_data.ipynb #26ab232a
 def _read(path):
     "The rows of a file of either shape, each with its line number or key"
     if path.suffix != '.jsonl':
@@ -82,7 +82,7 @@ def _read(path):
         if re.match(rb'\{\s*"(\d+"\s*:|[^"\\]*"\s*:\s*\{)', head): return _read_keyed(path)
     return _read_lines(path)
 
-# %% ../nbs/01_data.ipynb #fc9d4fc1
+# %% ../nbs/01_data.ipynb #960abc50
 HUB_ID, HUB_FILE = 'kaist-ai/CoT-Collection', 'data/CoT_collection_en.json'
 _log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _find_files(source):
                                                 f'hub\'s .json file or "{HUB_ID}". Check the path.')
     return files
 
-# %% ../nbs/01_data.ipynb #afb51ef7
+# %% ../nbs/01_data.ipynb #0eb945b0
 _SCHEMA = pa.schema([(column, pa.string()) for column in COLUMNS])
 
 def _write_arrow(paths, limit, arrow, dropped):
@@ -126,7 +126,7 @@ def _write_arrow(paths, limit, arrow, dropped):
         flush()
     return kept, columns
 
-# %% ../nbs/01_data.ipynb #d071231c
+# %% ../nbs/01_data.ipynb #6df3af4e
 def _counts(dropped):
     with open(dropped) as file: return Counter(json.loads(line)['reason'] for line in file)
 
@@ -142,7 +142,7 @@ def _refuse(name, columns, counts):
     raise InputError(f'{name}: none of its {counts.total()} rows can be used ({_listed(counts)}). Each needs text in '
                      f'{", ".join(REQUIRED)}.')
 
-# %% ../nbs/01_data.ipynb #82bfc40d
+# %% ../nbs/01_data.ipynb #f957e2f4
 _RULES = 1  # part of the key: count up when `check_row` changes
 
 def _build(name, paths, limit):
@@ -161,7 +161,7 @@ def _build(name, paths, limit):
         os.replace(new[0], arrow)
     return arrow, dropped
 
-# %% ../nbs/01_data.ipynb #19d5c7d6
+# %% ../nbs/01_data.ipynb #1fb057cb
 def load_cot(
     source, # JSON-lines file, list of files, directory of *.jsonl, the hub's .json file, or "kaist-ai/CoT-Collection"
     limit:int=None, # stop after so many usable rows; None reads all
@@ -182,7 +182,7 @@ def load_cot(
                             f'kept in {quarantine or dropped}')
     return ds
 
-# %% ../nbs/01_data.ipynb #9ec30baa
+# %% ../nbs/01_data.ipynb #d0d1524c
 def lengths(
     ds, # rows from `load_cot`
     tokenizer=None, # counts tokens; None counts words
@@ -196,7 +196,7 @@ def lengths(
                for rows in ds.iter(1000)]
     return pd.concat(batches, ignore_index=True)
 
-# %% ../nbs/01_data.ipynb #0bfcac74
+# %% ../nbs/01_data.ipynb #3d939871
 def describe(
     ds, # rows from `load_cot`, or their `lengths`
     tokenizer=None, # counts tokens; None counts words
@@ -209,7 +209,7 @@ def describe(
     table = pd.DataFrame({**{task: summary(group) for task, group in sizes.groupby('task')}, 'all': summary(sizes)}).T
     return table.astype({'rows': int}).rename_axis('task')
 
-# %% ../nbs/01_data.ipynb #ac85cd47
+# %% ../nbs/01_data.ipynb #fdec8c0e
 def split_cot(
     ds, # rows from `load_cot`
     dev:float=0.1, # share of rows to hold out, between 0 and 1
@@ -221,7 +221,7 @@ def split_cot(
     held_out = np.array([position(text) < dev for text in ds['source']], dtype=bool)
     return ds.select(np.flatnonzero(~held_out)), ds.select(np.flatnonzero(held_out))
 
-# %% ../nbs/01_data.ipynb #ef6c79c8
+# %% ../nbs/01_data.ipynb #b3c9e10a
 _CARD = (('source', 'Question', '#e8e8e8'), ('rationale', 'Rationale', '#cfe5f5'), ('target', 'Answer', '#fbe3c0'))
 
 def show_row(
@@ -232,7 +232,7 @@ def show_row(
     parts = [f'<div style="{style}{color}"><b>{label}</b>  {html.escape(row[column])}</div>' for column, label, color in _CARD]
     return f'<div style="max-width:50em"><small>{html.escape(row["task"])}</small>{"".join(parts)}</div>'
 
-# %% ../nbs/01_data.ipynb #d169dbed
+# %% ../nbs/01_data.ipynb #0fb756cc
 def browse(
     ds, # rows from `load_cot`
 )->widgets.VBox: # choose a task, then slide through its rows

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['supervised_logits', 'KDConfig', 'UpdateSampler', 'KDTrainer', 'kd_cost', 'distill']
 
-# %% ../nbs/06_distill.ipynb #3e644b35
+# %% ../nbs/06_distill.ipynb #16fcd00c
 import json, os, shutil, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from .losses import kd_loss
 from .models import align_vocab
 from .prompt import KDCollator, encode
 
-# %% ../nbs/06_distill.ipynb #0d6bb413
+# %% ../nbs/06_distill.ipynb #16399e3a
 def supervised_logits(
     model, # a causal language model, or one wrapped by peft
     batch:dict, # from `KDCollator`: `input_ids` and `labels`, (B, T)
@@ -31,7 +31,7 @@ def supervised_logits(
     hidden = model.get_decoder()(input_ids=batch['input_ids'], use_cache=False).last_hidden_state # (B, T, H)
     return model.get_output_embeddings()(hidden[:, :-1][batch['labels'][:, 1:] != -100])[:, :vocab]
 
-# %% ../nbs/06_distill.ipynb #41b2ee9d
+# %% ../nbs/06_distill.ipynb #b70f3e1f
 @dataclass
 class KDConfig:
     "How a student is trained; everything else is `transformers.TrainingArguments`' default"
@@ -43,7 +43,7 @@ class KDConfig:
     temperature:float=1. # of both distributions
     seed:int=0 # of the order of the rows
 
-# %% ../nbs/06_distill.ipynb #3a76aeda
+# %% ../nbs/06_distill.ipynb #fc914a45
 class UpdateSampler(torch.utils.data.Sampler):
     "A seeded shuffle of the rows for each epoch, sorted by length within each update"
     def __init__(self,
@@ -61,7 +61,7 @@ class UpdateSampler(torch.utils.data.Sampler):
         for i in range(0, len(order), self.batch_size):
             yield from sorted(order[i:i+self.batch_size], key=lambda j: self.lengths[j])
 
-# %% ../nbs/06_distill.ipynb #2295f3e8
+# %% ../nbs/06_distill.ipynb #10fb55e0
 class KDTrainer(Trainer):
     "`Trainer` whose loss is the divergence of `model` (the student) from `teacher` at the supervised positions"
     def __init__(self, *args, 
@@ -83,7 +83,7 @@ class KDTrainer(Trainer):
         if num_items_in_batch is not None: loss = loss * (len(teacher_logits) / num_items_in_batch)
         return (loss, {'loss': loss}) if return_outputs else loss
 
-# %% ../nbs/06_distill.ipynb #836f1f08
+# %% ../nbs/06_distill.ipynb #0c494df2
 class _Bar(TrainerCallback):
     "One progress bar with the loss and the time left, instead of a line per log"
     def __init__(self, title): self.title = title
@@ -94,7 +94,7 @@ class _Bar(TrainerCallback):
         if 'loss' in logs: self.bar.set_postfix(nats=f"{logs['loss']:.4f}")
     def on_train_end(self, args, state, control, **kw): self.bar.close()
 
-# %% ../nbs/06_distill.ipynb #f6f86ea4
+# %% ../nbs/06_distill.ipynb #a6c4c4ec
 def kd_cost(
     teacher, student, # the models
     encoded:list, # the encoded rows, once for each time they are read
@@ -111,7 +111,7 @@ def kd_cost(
     flops = tokens * (2 * body['teacher'] + 6 * body['student']) + supervised * (2 * head['teacher'] + 6 * head['student'])
     return dict(examples=int(epochs * len(encoded)), tokens=int(tokens), supervised_tokens=int(supervised), flops=float(flops))
 
-# %% ../nbs/06_distill.ipynb #e9f56e39
+# %% ../nbs/06_distill.ipynb #59eb0825
 def _claim(out, record): # an output directory belongs to one recipe
     out.mkdir(parents=True, exist_ok=True)
     path = out/'distill.json'
@@ -125,7 +125,7 @@ def _write_json(path, record):
     tmp = path.with_suffix('.tmp')
     tmp.write_text(json.dumps(record, indent=1)); os.replace(tmp, path)
 
-# %% ../nbs/06_distill.ipynb #51764877
+# %% ../nbs/06_distill.ipynb #4c9d1e17
 def distill(
     student, teacher, tokenizer, # models, and the tokenizer both use
     rows, # list of dicts (or a Dataset) with source, target, rationale
@@ -155,11 +155,11 @@ def distill(
     _write_json(path, dict(recipe=recipe, cost=cost))
     return cost
 
-# %% ../nbs/06_distill.ipynb #9a5255cc
+# %% ../nbs/06_distill.ipynb #ca8441fd
 def _arguments(out, c):
     return TrainingArguments(str(out), learning_rate=c.lr, num_train_epochs=c.epochs, per_device_train_batch_size=c.micro_batch,
         gradient_accumulation_steps=c.batch_size // c.micro_batch, lr_scheduler_type='cosine', warmup_steps=.05, max_grad_norm=1.,
-        weight_decay=.01, logging_steps=10, save_steps=100, save_total_limit=1, seed=c.seed, data_seed=c.seed, report_to='none',
+        weight_decay=.01, logging_steps=10, logging_first_step=True, save_steps=100, save_total_limit=1, seed=c.seed, data_seed=c.seed, report_to='none',
         remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), disable_tqdm=True)
 
 def _finish(trainer, out): # the student, its log, and no checkpoint

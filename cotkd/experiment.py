@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'MODES', 'Experiment', 'configure', 'benchmark_items', 'training_rows', 'plan', 'run']
 
-# %% ../nbs/12_experiment.ipynb #de6b63eb
+# %% ../nbs/12_experiment.ipynb #7e76516b
 import json, os, sys
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from .report import write_report
 from .stats import HEADLINE, load_results
 from .toy import EVALUATED, MIX, make_toy
 
-# %% ../nbs/12_experiment.ipynb #1f4a3bb6
+# %% ../nbs/12_experiment.ipynb #c1b8fe14
 @dataclass(frozen=True)
 class Experiment:
     "What is distilled from what, on which rows, and how it is scored"
@@ -32,8 +32,8 @@ class Experiment:
     data:str='toy' # "toy": generated problems; else anything `load_cot` takes
     rows:int=10_000 # rows both arms train on
     epochs:float=1. # passes over them
-    kd_lr:float=1e-3 # learning rate of KD, the best of the grid below
-    kd_cot_lr:float=1e-3 # learning rate of KD+CoT, from the same grid
+    kd_lr:float=1e-3 # learning rate of KD
+    kd_cot_lr:float=1e-3 # learning rate of KD+CoT
     batch_size:int=32 # rows per update
     micro_batch:int=4 # rows that go through the models at once
     shots:int=0 # examples in the prompts of evaluation: 0 or 3
@@ -43,7 +43,7 @@ class Experiment:
 
 PRESETS = {'toy': Experiment()}
 
-# %% ../nbs/12_experiment.ipynb #3bfa30c9
+# %% ../nbs/12_experiment.ipynb #14da7aaf
 def configure(
     preset:str, # one of `PRESETS`
     settings:dict=None, # field -> text, as given on the command line
@@ -57,7 +57,7 @@ def configure(
         except ValueError: raise InputError(f'setting {key}={text!r} is not a number: expected {kinds[key].__name__}') from None
     return replace(PRESETS[preset], **(settings or {}))
 
-# %% ../nbs/12_experiment.ipynb #70ba91c0
+# %% ../nbs/12_experiment.ipynb #98ebf227
 def benchmark_items(
     experiment:Experiment,
     bbh=None, # directory of BBH or "hub"; None: the environment variable COTKD_BBH; where that is unset too, or False: toy problems
@@ -79,7 +79,7 @@ def training_rows(
     if experiment.data != 'toy': return load_cot(experiment.data, experiment.rows, quarantine)
     return make_toy(MIX, experiment.rows, seed=0, exclude=frozenset(e['input'] for part in items.values() for e in part))
 
-# %% ../nbs/12_experiment.ipynb #f910d55c
+# %% ../nbs/12_experiment.ipynb #44dca180
 MODES = {'kd': 'direct', 'kd_cot': 'cot'} # how each arm reads its rows
 
 def plan(
@@ -94,7 +94,7 @@ def plan(
     cost = {arm: kd_cost(teacher, student, [encode(r, tokenizer, mode) for r in rows], scale) for arm, mode in MODES.items()}
     return pd.DataFrame({arm: dict(updates=-(-c['examples'] // experiment.batch_size), **c) for arm, c in cost.items()})
 
-# %% ../nbs/12_experiment.ipynb #864c303d
+# %% ../nbs/12_experiment.ipynb #a8c877c2
 def _versions(): return {p: version(p) for p in ('cotkd', 'torch', 'transformers', 'datasets', 'tokenizers')} | {'python': sys.version.split()[0]}
 
 def _write_config(out, config):
@@ -113,7 +113,7 @@ def _claim(out, config): # the config to go on with: the one that is there, if i
     _write_config(out, config)
     return config
 
-# %% ../nbs/12_experiment.ipynb #a0130555
+# %% ../nbs/12_experiment.ipynb #1c305531
 def _score(model, tokenizer, arm, name, seed, kind, items, experiment, out, bbh): # both prompts; the one it was not trained for on a sample
     for mode in ('cot', 'direct'):
         evaluate(model, tokenizer, items, out=out, arm=arm, model_name=name, mode=mode, shots=experiment.shots, seed=seed, benchmark=kind,
@@ -127,7 +127,7 @@ def _train(arm, seed, teacher, tokenizer, rows, experiment, out):
     names = dict(teacher=experiment.teacher, student=experiment.student, data=experiment.data)
     return dict(distill(student, teacher, tokenizer, rows, out/'models'/f'{arm}-{seed}', MODES[arm], config, names, title=f'train {arm}'), lr=config.lr)
 
-# %% ../nbs/12_experiment.ipynb #d770660f
+# %% ../nbs/12_experiment.ipynb #0ac70fe6
 def run(
     experiment:Experiment,
     out, # run directory

@@ -6,7 +6,7 @@
 __all__ = ['task_order', 'gains_table', 'task_label', 'format_table', 'finding', 'describe_setting', 'arm_interval',
            'save_figure', 'plot_gains', 'plot_tasks', 'plot_pair', 'gains_explorer']
 
-# %% ../nbs/10_gains.ipynb #535e969f
+# %% ../nbs/10_gains.ipynb #b9835f3c
 import os, tempfile, textwrap
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from .stats import ARMS, HEADLINE, PROMPTS, compare, item_scores, load_results, pair_items, paired_bootstrap
 from .stats import packaged_results, setting, simulated_results
 
-# %% ../nbs/10_gains.ipynb #233dfbc8
+# %% ../nbs/10_gains.ipynb #cf9c246c
 def task_order(tasks) -> list:
     "One fixed order: by name, and 3, 5, 7 objects in that order"
     return sorted(set(tasks), key=lambda t: t.replace("_three_", "_3_").replace("_five_", "_5_").replace("_seven_", "_7_"))
@@ -33,7 +33,7 @@ def _accuracies(results):
         out[task] = {k: percent.get(key, np.nan) for k, key in keys.items()} | {f"{k}_n": n.get(key, 0) for k, key in keys.items()}
     return out
 
-# %% ../nbs/10_gains.ipynb #1c1f198b
+# %% ../nbs/10_gains.ipynb #9096318d
 def gains_table(results:pd.DataFrame, n_boot:int=10_000) -> pd.DataFrame:
     "Per task and `macro`: `ARM_MODE` in percent, `ARM_MODE_n`, and KD -> KD+CoT: n, seeds, delta, low, high, p, p_mcnemar"
     pairs = pair_items(results)
@@ -44,7 +44,7 @@ def gains_table(results:pd.DataFrame, n_boot:int=10_000) -> pd.DataFrame:
     table.loc["macro"] = macro | compare(pairs, n_boot)
     return table
 
-# %% ../nbs/10_gains.ipynb #e951c37e
+# %% ../nbs/10_gains.ipynb #00ce7a3b
 def _signed(x): return f"{x:+.1f}".replace("-", "−")
 def _p(p): return "–" if np.isnan(p) else "< 0.001" if p < .001 else f"{p:.3f}"
 def _percent(x): return "–" if np.isnan(x) else f"{x:.1f}"
@@ -68,7 +68,7 @@ def format_table(table:pd.DataFrame, # from `gains_table`
             "p (bootstrap)": [_p(p) for p in table.p], "p (McNemar)": [_p(p) for p in table.p_mcnemar]}
     return pd.DataFrame(out, index=[task_label(t) if t != "macro" else "macro average" for t in table.index])
 
-# %% ../nbs/10_gains.ipynb #fcd6b103
+# %% ../nbs/10_gains.ipynb #0f5b27f5
 def finding(table:pd.DataFrame, # from `gains_table`
     ) -> str:
     "The result in one line, whichever way it went"
@@ -89,7 +89,7 @@ def describe_setting(results, table) -> str: # what was asked, of whom, how ofte
 
 def _title(results, text): return f"SIMULATED: {text}" if "SIMULATED" in set(results.model) else text
 
-# %% ../nbs/10_gains.ipynb #af03bb46
+# %% ../nbs/10_gains.ipynb #8318f4dd
 _C = sns.color_palette("colorblind")
 _OWN = dict(teacher=dict(marker="D", color="0.5", ms=5), student=dict(marker="v", color="0.5", ms=6),
             kd=dict(marker="o", color=_C[1], ms=8, mew=2), kd_cot=dict(marker="o", color=_C[0], ms=9))
@@ -106,7 +106,7 @@ def _figure(width, height, dark=False, **kwargs):
     fig.set_facecolor(style.get("figure.facecolor", "white"))
     return fig, style
 
-# %% ../nbs/10_gains.ipynb #abf3b4c8
+# %% ../nbs/10_gains.ipynb #62dc8de8
 def _gain_panel(ax, table):
     "One row per task, macro average on top: KD -> KD+CoT, the interval of the gain, teacher and base student beside them"
     names = ["macro"] + [t for t in table.index if t != "macro"]
@@ -122,7 +122,7 @@ def _gain_panel(ax, table):
     ax.get_yticklabels()[0].set_fontweight("bold")
     ax.set(ylim=(len(names) - .4, -.6))
 
-# %% ../nbs/10_gains.ipynb #2fdcc28a
+# %% ../nbs/10_gains.ipynb #579f4815
 def arm_interval(results, arm, mode) -> dict: # low, high: 95% interval of an arm's macro accuracy, percent
     "The bootstrap of `paired_bootstrap` against an arm that knows nothing"
     s = item_scores(results, arm, mode).groupby(["task", "index"], as_index=False).score.mean()
@@ -143,7 +143,7 @@ def _arm_panel(ax, results, table):
     ax.set_yticks(range(len(ARMS)), ARMS.values())
     ax.set(ylim=(3.6, -.6), xlim=(0, 100), xlabel="accuracy, %")
 
-# %% ../nbs/10_gains.ipynb #3f6a3956
+# %% ../nbs/10_gains.ipynb #1fc6f1de
 def _heading(fig, ax, title, marks, ncol):
     "Title and legend of a panel, flush with the left edge of the figure"
     y, inch = ax.get_position().y1, 1 / fig.get_figheight()
@@ -164,7 +164,7 @@ def _headings(fig, top, bottom, table):
             Line2D([], [], ls="", marker="s", color="0.5", mfc="none", mew=1.5, label=f"the other prompt ({other:,.0f} questions)")]
     _heading(fig, bottom, "The four arms under both prompts: average of the same tasks, 95% interval", dots, 2)
 
-# %% ../nbs/10_gains.ipynb #3d5d9512
+# %% ../nbs/10_gains.ipynb #64e1e720
 def save_figure(fig, path) -> Path:
     "Write a figure whole or not at all; the same figure gives the same bytes"
     path = Path(path)
@@ -173,7 +173,7 @@ def save_figure(fig, path) -> Path:
         os.replace(Path(tmp) / path.name, path)
     return path
 
-# %% ../nbs/10_gains.ipynb #98ca40fa
+# %% ../nbs/10_gains.ipynb #f28778de
 _ABOUT = ("Accuracy of one small student, distilled from the same teacher on the same examples,\n"
           "without rationales in the training text (KD) and with them (KD+CoT)")
 _METHOD = ("Interval: paired bootstrap, 10,000 resamples of the questions within each task, tasks weighted equally. Headline prompt: the one "
@@ -197,7 +197,7 @@ def plot_gains(results:pd.DataFrame, path=None, # also save it here
     if path: save_figure(fig, path)
     return fig
 
-# %% ../nbs/10_gains.ipynb #15eb1153
+# %% ../nbs/10_gains.ipynb #b08de11b
 def plot_tasks(results:pd.DataFrame) -> plt.Figure:
     "Heat map of accuracy: tasks x arms, under the prompt each arm was trained for and under the other one"
     table = gains_table(results, n_boot=1)
@@ -216,7 +216,7 @@ def plot_tasks(results:pd.DataFrame) -> plt.Figure:
         fig.suptitle(_title(results, "Accuracy of each arm on each task, %"), x=.01, ha="left", fontweight="bold")
     return fig
 
-# %% ../nbs/10_gains.ipynb #41f27c0e
+# %% ../nbs/10_gains.ipynb #e4f24306
 _PAIRABLE = {f"{name}, {prompt}": (arm, mode) for arm, name in ARMS.items() for mode, prompt in PROMPTS.items()}
 
 def plot_pair(results:pd.DataFrame,
@@ -239,7 +239,7 @@ def plot_pair(results:pd.DataFrame,
         ax.set_title(title, fontsize=10, fontweight="bold", loc="left")
     return fig
 
-# %% ../nbs/10_gains.ipynb #099df930
+# %% ../nbs/10_gains.ipynb #9a5d5102
 def gains_explorer(results:pd.DataFrame):
     "Menus for the two arms and the task over `plot_pair`"
     import ipywidgets

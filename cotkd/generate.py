@@ -6,7 +6,7 @@
 __all__ = ['ROUND', 'left_pad', 'context_length', 'encode_prompts', 'GrowingLayer', 'growing_cache', 'eos_ids', 'cut',
            'plain_settings', 'complete_batch', 'generate_batch']
 
-# %% ../nbs/07_generate.ipynb #364b1d6c
+# %% ../nbs/07_generate.ipynb #aa1cec10
 from contextlib import contextmanager
 import torch
 from transformers import DynamicCache, GenerationConfig
@@ -14,7 +14,7 @@ from transformers.utils import logging
 from transformers.cache_utils import DynamicLayer
 from .data import InputError
 
-# %% ../nbs/07_generate.ipynb #f17f45e8
+# %% ../nbs/07_generate.ipynb #f912a3ff
 def left_pad(
     rows:list, # token ids, one list for each prompt
     pad:int=0, # any valid id: the mask, not the id, says what is padding
@@ -25,7 +25,7 @@ def left_pad(
     mask = torch.tensor([[0]*(width - len(r)) + [1]*len(r) for r in rows])
     return ids, mask
 
-# %% ../nbs/07_generate.ipynb #70ef428d
+# %% ../nbs/07_generate.ipynb #6f7a513e
 def context_length(model)->int: # longest sequence in tokens, or None where the model has no limit
     "What the model's positions allow for prompt and answer together"
     return getattr(model.config.get_text_config(), 'max_position_embeddings', None)
@@ -44,7 +44,7 @@ def encode_prompts(
             'answer; use fewer shots or a model with a longer context')
     return rows
 
-# %% ../nbs/07_generate.ipynb #434685c4
+# %% ../nbs/07_generate.ipynb #88a566ed
 class GrowingLayer(DynamicLayer):
     "Keys and values of one layer, `(B, H, T, D)`, in a buffer with room to grow; otherwise a `DynamicLayer`"
     room = 64 # tokens
@@ -71,7 +71,7 @@ def growing_cache(config)->DynamicCache: # empty
     cache.layers = [GrowingLayer() if type(l) is DynamicLayer else l for l in cache.layers]
     return cache
 
-# %% ../nbs/07_generate.ipynb #2ab333bf
+# %% ../nbs/07_generate.ipynb #410c81c5
 ROUND = 16 # tokens between two looks at the texts
 
 def eos_ids(
@@ -88,7 +88,7 @@ def cut(text, stop:tuple)->str:
     "The text before the first of the stop strings"
     return text[:min([text.find(s) for s in stop if s in text], default=len(text))]
 
-# %% ../nbs/07_generate.ipynb #72874d6c
+# %% ../nbs/07_generate.ipynb #8480db98
 @contextmanager
 def plain_settings(model):
     "Put the model's own generation settings and training mode aside for a while, and the library's remarks on them"
@@ -102,7 +102,7 @@ def plain_settings(model):
         model.train(training)
         logging.set_verbosity(verbosity)
 
-# %% ../nbs/07_generate.ipynb #6dfdb4f0
+# %% ../nbs/07_generate.ipynb #bafc2285
 def complete_batch(
     model, tokenizer,
     rows:list, # token ids of the prompts of one batch
@@ -128,7 +128,7 @@ def complete_batch(
         if 0 < len(keep) < len(out): cache.batch_select_indices(torch.tensor(keep, device=ids.device))
     return [cut(tokenizer.decode(t, skip_special_tokens=True), stop) for t in new]
 
-# %% ../nbs/07_generate.ipynb #c51877fb
+# %% ../nbs/07_generate.ipynb #701b972f
 def generate_batch(
     model, # a causal language model of `transformers`
     tokenizer, # its tokenizer

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DIVERGENCES', 'kd_loss']
 
-# %% ../nbs/04_losses.ipynb #b79e2886
+# %% ../nbs/04_losses.ipynb #952b6d2a
 import torch
 
-# %% ../nbs/04_losses.ipynb #4ddee979
+# %% ../nbs/04_losses.ipynb #2ad549ae
 def _kl(p, q): return (p.exp() * (p - q)).sum(-1) # log-probabilities (..., V) -> (...)
 def _mix(p, q, a): return torch.logaddexp(p + torch.tensor(a).log(), q + torch.tensor(1 - a).log()) # log(a·p + (1-a)·q)
 
@@ -21,7 +21,7 @@ DIVERGENCES = { # (teacher, student) log-probabilities (..., V) -> nats (...)
     'tvd': lambda p, q: .5 * (p.exp() - q.exp()).abs().sum(-1), # f-distill, Wen et al. 2023
 }
 
-# %% ../nbs/04_losses.ipynb #f7352830
+# %% ../nbs/04_losses.ipynb #b770f571
 def kd_loss(
     student_logits, # (..., V)
     teacher_logits, # (..., V), no gradient flows into them

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMBEDDED', 'load_lm', 'parameter_table', 'align_vocab']
 
-# %% ../nbs/03_models.ipynb #c00873d0
+# %% ../nbs/03_models.ipynb #d2ba8440
 from importlib.resources import files
 
 import torch
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .data import InputError
 
-# %% ../nbs/03_models.ipynb #e8084e7d
+# %% ../nbs/03_models.ipynb #54938934
 EMBEDDED = ('toy-teacher', 'toy-student')
 
 def load_lm(
@@ -31,7 +31,7 @@ def load_lm(
                          f'save_pretrained, or one of {EMBEDDED} ({str(e).strip().splitlines()[0]})') from e
     return model.to(device).eval(), tokenizer
 
-# %% ../nbs/03_models.ipynb #ba6e03f1
+# %% ../nbs/03_models.ipynb #4928baed
 def parameter_table(
     models:dict, # name -> model
 )->'pandas.DataFrame': # one row per model: layers, width, parameters of the body, of the embedding and head, and in all
@@ -45,7 +45,7 @@ def parameter_table(
                           vocabulary=sum(shared.values()), total=total)
     return pd.DataFrame(rows).T
 
-# %% ../nbs/03_models.ipynb #bc1e5a72
+# %% ../nbs/03_models.ipynb #a567b833
 def align_vocab(
     teacher_tokenizer, # the teacher's tokenizer
     student_tokenizer, # the student's tokenizer

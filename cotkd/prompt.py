@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MODES', 'QUESTION', 'RATIONALE', 'ANSWER', 'format_example', 'encode', 'KDCollator']
 
-# %% ../nbs/02_prompt.ipynb #8cbe81d4
+# %% ../nbs/02_prompt.ipynb #f871a266
 import torch
 
-# %% ../nbs/02_prompt.ipynb #526236ec
+# %% ../nbs/02_prompt.ipynb #799ef3a8
 MODES = ('cot', 'direct')
 
 def format_example(
@@ -22,7 +22,7 @@ def format_example(
     if mode == 'direct': return dict(question=f'Q: {source}\nA:', rationale='', answer=f' {target}')
     return dict(question=f"Q: {source}\nA: Let's think step by step.\n", rationale=rationale, answer=f' So the answer is {target}.')
 
-# %% ../nbs/02_prompt.ipynb #7e64a7e1
+# %% ../nbs/02_prompt.ipynb #694d1881
 QUESTION, RATIONALE, ANSWER = 0, 1, 2
 
 def encode(
@@ -37,7 +37,7 @@ def encode(
     spans = [(start >= ends[0]) + (start >= ends[1]) for start, _ in text['offset_mapping']]
     return dict(input_ids=text['input_ids'] + [tokenizer.eos_token_id], spans=spans + [ANSWER])
 
-# %% ../nbs/02_prompt.ipynb #c1c8a96c
+# %% ../nbs/02_prompt.ipynb #0955796d
 class KDCollator:
     "Pad encoded examples on the right; `labels` holds the rationale and answer tokens and -100 elsewhere"
     def __init__(self,

@@ -6,7 +6,7 @@
 __all__ = ['headline', 'html_table', 'arms_table', 'arm_averages', 'pick_examples', 'side_by_side', 'cost_table', 'limits',
            'write_report']
 
-# %% ../nbs/11_report.ipynb #8746e421
+# %% ../nbs/11_report.ipynb #4fc376a3
 import base64, io, json, os, shlex, tempfile
 from html import escape
 from pathlib import Path
@@ -20,7 +20,7 @@ from .data import InputError
 from .gains import arm_interval, describe_setting, finding, format_table, gains_table, plot_gains, task_label, task_order
 from .stats import ARMS, HEADLINE, PROMPTS, aggregate, load_results, setting
 
-# %% ../nbs/11_report.ipynb #1262490f
+# %% ../nbs/11_report.ipynb #7a56dbc5
 def headline(results:pd.DataFrame, table:pd.DataFrame) -> str:
     "What was found, in plain words"
     m, tasks = table.loc["macro"], int(table.delta.drop("macro").notna().sum())
@@ -29,7 +29,7 @@ def headline(results:pd.DataFrame, table:pd.DataFrame) -> str:
     return (f"On {m.n:,.0f} questions of {tasks} task{'' if tasks == 1 else 's'} ({what}), the student distilled with rationales "
             f"answers {m.kd_cot_cot:.1f}% correctly and the same student distilled without them {m.kd_direct:.1f}%. {finding(table)}.")
 
-# %% ../nbs/11_report.ipynb #08d0408a
+# %% ../nbs/11_report.ipynb #0daac0b2
 def html_table(df:pd.DataFrame, # of anything; the index becomes the first column
                name:str="",     # its first heading
     ) -> str:
@@ -46,7 +46,7 @@ def _image(results, dark):
     plt.close(fig)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
-# %% ../nbs/11_report.ipynb #4bc3ca0a
+# %% ../nbs/11_report.ipynb #30632889
 def arms_table(results:pd.DataFrame, table:pd.DataFrame) -> pd.DataFrame:
     "Macro accuracy of the four arms under both prompts, with 95% intervals and n"
     m, done = table.loc["macro"], table.index[table.delta.notna()] if table.delta.notna().any() else table.index
@@ -61,7 +61,7 @@ def arms_table(results:pd.DataFrame, table:pd.DataFrame) -> pd.DataFrame:
         out[ARMS[arm]] = row
     return pd.DataFrame.from_dict(out, orient="index").rename(columns=lambda c: c.replace(" %", ", % [95% CI]"))
 
-# %% ../nbs/11_report.ipynb #4b0d5490
+# %% ../nbs/11_report.ipynb #1f98e324
 def arm_averages(results:pd.DataFrame) -> pd.DataFrame: # arms x named averages, percent
     "Each arm's BBH averages under its own prompt (see `aggregate`); only those whose tasks are all there"
     if setting(results)["benchmark"] != "bbh": return pd.DataFrame()
@@ -69,7 +69,7 @@ def arm_averages(results:pd.DataFrame) -> pd.DataFrame: # arms x named averages,
     rows = {name: aggregate(table[f"{arm}_{HEADLINE[arm]}"].to_dict()) for arm, name in ARMS.items()}
     return pd.DataFrame.from_dict(rows, orient="index").dropna(axis=1, how="all")
 
-# %% ../nbs/11_report.ipynb #8ba2e7d5
+# %% ../nbs/11_report.ipynb #c3ca2ac7
 def _predictions(run_dir, arm, shots, seed, task):
     "{row: prediction} of one arm on one task, empty where the run kept none"
     file = prediction_path(run_dir, dict(arm=arm, mode=HEADLINE[arm], shots=shots, seed=seed, task=task))
@@ -84,7 +84,7 @@ def pick_examples(kd:dict, kd_cot:dict) -> list: # rows, at most two
     firsts = [next((i for i in rows if bool(kd[i]["correct"]) is a and bool(kd_cot[i]["correct"]) is not a), None) for a in (False, True)]
     return [i for i in firsts if i is not None] or rows[:1]
 
-# %% ../nbs/11_report.ipynb #77b93d11
+# %% ../nbs/11_report.ipynb #20eb468f
 def _answer(arm, prediction):
     "One arm's answer, marked right or wrong in words and by a sign"
     mark = "right" if prediction["correct"] else "wrong"
@@ -108,7 +108,7 @@ def side_by_side(run_dir, results:pd.DataFrame,
                        f"<div class='pair'>{_answer('kd', kd[i])}{_answer('kd_cot', kd_cot[i])}</div></details>")
     return "\n".join(out) or "<p>This run kept no predictions.</p>"
 
-# %% ../nbs/11_report.ipynb #27457a13
+# %% ../nbs/11_report.ipynb #31311116
 _COSTS = dict(updates=("updates", "{:,.0f}"), examples=("examples", "{:,.0f}"), supervised_tokens=("supervised tokens", "{:,.0f}"),
               flops=("training FLOPs", "{:.2e}"), seconds=("training seconds", "{:,.0f}"), lr=("learning rate", "{:g}"))
 
@@ -119,7 +119,7 @@ def cost_table(cost:dict) -> pd.DataFrame: # {arm: {updates, examples, supervise
     rows = {ARMS[arm]: {_COSTS[k][0]: show(k, cost[arm].get(k)) for k in keys} for arm in ARMS if arm in cost}
     return pd.DataFrame.from_dict(rows, orient="index")
 
-# %% ../nbs/11_report.ipynb #38250a1a
+# %% ../nbs/11_report.ipynb #a42e1c0e
 def limits(results:pd.DataFrame, table:pd.DataFrame) -> list: # of sentences
     "What the result does not show, as far as the numbers themselves know"
     m, bbh, skipped = table.loc["macro"], setting(results)["benchmark"] == "bbh", int(results.skipped.fillna(0).sum())
@@ -134,7 +134,7 @@ def limits(results:pd.DataFrame, table:pd.DataFrame) -> list: # of sentences
     if skipped: out.append(f"{skipped:,} question{'' if skipped == 1 else 's'} could not be asked, over all arms and prompts, and are in no number here.")
     return out
 
-# %% ../nbs/11_report.ipynb #757ceacc
+# %% ../nbs/11_report.ipynb #2440dc9c
 _CSS = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5a6470;--line:#d8dde3;--page:#fff;--card:#f5f7f9;--blue:#0b63a5;--right:#0a6e4f;--wrong:#a8450a}
 @media (prefers-color-scheme:dark){:root{--ink:#e3e6ea;--soft:#a2abb6;--line:#343b44;--page:#16191d;--card:#1f242a;--blue:#6bb6f0;--right:#4fc99e;--wrong:#f0a060}}
@@ -156,7 +156,7 @@ details{border-top:1px solid var(--line);padding:.7rem 0 1rem} summary{cursor:po
  h2{break-after:avoid} details,tr,.figure{break-inside:avoid} details::details-content{content-visibility:visible;block-size:auto}}
 """
 
-# %% ../nbs/11_report.ipynb #0706a293
+# %% ../nbs/11_report.ipynb #f427411a
 def _config(run_dir):
     "The run's config.json, empty where there is none"
     file = Path(run_dir) / "config.json"
@@ -171,7 +171,7 @@ def _recipe(config):
     versions = ", ".join(f"{k} {v}" for k, v in (config.get("versions") or {}).items()) or "not recorded"
     return f"<pre>{escape(text)}</pre><p class='note'>Versions: {escape(versions)}. Every setting of the run is in config.json beside this page.</p>"
 
-# %% ../nbs/11_report.ipynb #1e9fd832
+# %% ../nbs/11_report.ipynb #5e2bcf52
 def _sections(run_dir, results, questions):
     "(heading, HTML) of each part of the page"
     config, table, named = _config(run_dir), gains_table(results), arm_averages(results)
@@ -196,7 +196,7 @@ def _sections(run_dir, results, questions):
         "only KD gets right. Questions are counted from 0.") + side_by_side(run_dir, results, questions)
     yield "Run it again", _recipe(config)
 
-# %% ../nbs/11_report.ipynb #5d7ae623
+# %% ../nbs/11_report.ipynb #710b5573
 def write_report(run_dir,              # holds results.jsonl; config.json and predictions/ are used where they are there
                  questions:dict=None,  # {task: its questions, by row}, shown above the answers
     ) -> Path: # of report.html in `run_dir`

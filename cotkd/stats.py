@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'HEADLINE', 'PROMPTS', 'wilson', 'paired_bootstrap', 'mcnemar', 'simulated_results', 'load_results',
            'packaged_results', 'setting', 'item_scores', 'pair_items', 'compare', 'aggregate']
 
-# %% ../nbs/09_stats.ipynb #b92de3d8
+# %% ../nbs/09_stats.ipynb #07a9d215
 import json, re
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from .bbh import BBH_COUNTS, BBH_TASKS, FIELDS, KEY
 from .data import InputError
 
-# %% ../nbs/09_stats.ipynb #fc1f572a
+# %% ../nbs/09_stats.ipynb #f6e0ed79
 def wilson(correct:int, # right answers
            n:int,       # questions asked
     ) -> tuple:         # (low, high) in percent
@@ -26,7 +26,7 @@ def wilson(correct:int, # right answers
     ci = binomtest(int(correct), int(n)).proportion_ci(0.95, method="wilson")
     return 100 * float(ci.low), 100 * float(ci.high)
 
-# %% ../nbs/09_stats.ipynb #7a290888
+# %% ../nbs/09_stats.ipynb #f566becf
 def _check_pairs(a, b, groups):
     "The three inputs as arrays of one length, with 0 <= a, b <= 1"
     a, b, groups = np.asarray(a, dtype=float), np.asarray(b, dtype=float), np.asarray(groups)
@@ -37,7 +37,7 @@ def _check_pairs(a, b, groups):
         raise ValueError("item scores must lie between 0 (wrong) and 1 (right): pass 0/1 per item, no percentages")
     return a, b, groups
 
-# %% ../nbs/09_stats.ipynb #76390ca8
+# %% ../nbs/09_stats.ipynb #4c1f25bc
 def paired_bootstrap(a,             # first arm, 0/1 per item (or its mean over seeds)
                      b,             # second arm, the same items in the same order
                      groups,        # task of each item
@@ -59,7 +59,7 @@ def paired_bootstrap(a,             # first arm, 0/1 per item (or its mean over 
     return dict(delta=100 * float(np.mean(deltas)), low=float(low), high=float(high),
                 p=min(1., 2 * (float(tail) + 1) / (n_boot + 1)))
 
-# %% ../nbs/09_stats.ipynb #08a1d917
+# %% ../nbs/09_stats.ipynb #d9f352ff
 def mcnemar(a, # first arm, 0/1 per item
             b, # second arm, the same items
     ) -> float: # p-value; 1.0 where the arms never disagree
@@ -69,12 +69,12 @@ def mcnemar(a, # first arm, 0/1 per item
     gained, lost = int((b > a).sum()), int((b < a).sum())
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.
 
-# %% ../nbs/09_stats.ipynb #fb5f07a5
+# %% ../nbs/09_stats.ipynb #80ff7d09
 ARMS = dict(teacher="Teacher", student="Base student", kd="KD", kd_cot="KD+CoT") # fixed order, and the names on figures
 HEADLINE = dict(teacher="cot", student="cot", kd="direct", kd_cot="cot")         # the prompt each arm was trained for
 PROMPTS = dict(cot="step by step", direct="direct")
 
-# %% ../nbs/09_stats.ipynb #6f180bfb
+# %% ../nbs/09_stats.ipynb #1caf2c9c
 _COINS = {("teacher", "cot"): 96, ("teacher", "direct"): 58, ("student", "cot"): 12, ("student", "direct"): 30,
           ("kd", "cot"): 20, ("kd", "direct"): 50, ("kd_cot", "cot"): 86, ("kd_cot", "direct"): 35} # percent, invented
 
@@ -92,7 +92,7 @@ def simulated_results(tasks, n:int=250, seeds=(0,), off_n:int=50) -> pd.DataFram
                 rows.append((arm, task, seed, mode, 0, "official", len(items), items.count("1"), items, index, 0, "SIMULATED", "toy"))
     return pd.DataFrame(rows, columns=list(FIELDS))
 
-# %% ../nbs/09_stats.ipynb #ce1afbe6
+# %% ../nbs/09_stats.ipynb #102b8033
 def _check_row(row):
     "`row` as it is, or `ValueError` saying what is wrong with it"
     if not isinstance(row, dict): raise ValueError("a result is one JSON object a line")
@@ -108,7 +108,7 @@ def _check_row(row):
         raise ValueError(f"index must be null or n = {n} different row numbers")
     return row
 
-# %% ../nbs/09_stats.ipynb #0bfa5fd3
+# %% ../nbs/09_stats.ipynb #55c9b3ba
 def _read(path):
     "Checked rows of one results.jsonl, each with the place it stands in"
     file = Path(path) / "results.jsonl" if Path(path).is_dir() else Path(path)
@@ -122,7 +122,7 @@ def _read(path):
             raise InputError(f"{file}, line {i}: {e}; remove the line, then run the same evaluation again") from None
     return rows
 
-# %% ../nbs/09_stats.ipynb #eb9ad7ba
+# %% ../nbs/09_stats.ipynb #725a357f
 def load_results(*paths,        # results.jsonl files or run directories
                  shots:int=None, # keep only results with this many examples in the prompt
     ) -> pd.DataFrame: # one row per arm, task, mode, shots and seed
@@ -135,13 +135,13 @@ def load_results(*paths,        # results.jsonl files or run directories
     if not seen: raise InputError(f"no result in {', '.join(map(str, paths)) or 'an empty list of paths'}: evaluate at least one arm first")
     return pd.DataFrame([row for row, _ in seen.values()])[list(FIELDS)]
 
-# %% ../nbs/09_stats.ipynb #cc776586
+# %% ../nbs/09_stats.ipynb #9a5b2304
 def packaged_results(name:str="toy_bbh", # a file of `cotkd/results/`, without its ending
     ) -> pd.DataFrame:
     "Committed results: numbers and 0/1 strings, no benchmark text"
     return load_results(str(resources.files("cotkd") / "results" / f"{name}.jsonl"))
 
-# %% ../nbs/09_stats.ipynb #3409b9eb
+# %% ../nbs/09_stats.ipynb #fc24e95a
 def setting(results):
     "The one benchmark, scorer and number of shots of these results"
     for key in ("benchmark", "scorer", "shots"):
@@ -156,7 +156,7 @@ def item_scores(results, arm, mode):
             for i, x in zip(r["index"] if isinstance(r["index"], list) else range(r["n"]), r["items"])]
     return pd.DataFrame(rows, columns=["task", "seed", "index", "score"])
 
-# %% ../nbs/09_stats.ipynb #85551a08
+# %% ../nbs/09_stats.ipynb #0a961655
 def pair_items(results:pd.DataFrame,
                a=("kd", HEADLINE["kd"]),         # an arm and its prompt
                b=("kd_cot", HEADLINE["kd_cot"]), # the arm that should be better
@@ -168,7 +168,7 @@ def pair_items(results:pd.DataFrame,
     seeds = both.groupby("task").seed.transform("nunique")
     return both[both.groupby(["task", "index"]).seed.transform("nunique") == seeds].reset_index(drop=True)
 
-# %% ../nbs/09_stats.ipynb #1e15914c
+# %% ../nbs/09_stats.ipynb #e1f47eaf
 def compare(pairs:pd.DataFrame, # from `pair_items`
             n_boot:int=10_000,  # resamples
     ) -> dict: # n questions, seeds, delta, low, high (points), p (bootstrap), p_mcnemar (largest over seeds)
@@ -179,12 +179,12 @@ def compare(pairs:pd.DataFrame, # from `pair_items`
                 **paired_bootstrap(mean.a, mean.b, mean.task, n_boot=n_boot),
                 p_mcnemar=max(mcnemar(s.a, s.b) for _, s in pairs.groupby("seed")))
 
-# %% ../nbs/09_stats.ipynb #e614de47
+# %% ../nbs/09_stats.ipynb #e477199a
 def _family(task):
     "The BBH-23 task a file belongs to: its name without the number of objects"
     return re.sub(r"_(three|five|seven)_objects$", "", task)
 
-# %% ../nbs/09_stats.ipynb #8ef0b379
+# %% ../nbs/09_stats.ipynb #6a74fba6
 def _macro(accuracy, tasks):
     "Mean over families of the mean over their files; None where a file is missing"
     if not all(t in accuracy for t in tasks): return None
@@ -192,7 +192,7 @@ def _macro(accuracy, tasks):
     for t in tasks: families.setdefault(_family(t), []).append(accuracy[t])
     return float(np.mean([np.mean(v) for v in families.values()]))
 
-# %% ../nbs/09_stats.ipynb #f1c0e09e
+# %% ../nbs/09_stats.ipynb #317b339a
 def aggregate(accuracy:dict, # {task: accuracy in percent}; other names than BBH's are not counted
     ) -> dict: # all_27, micro, all_23, nlp_12, algorithmic_11 in percent; None where a task is missing
     "BBH's averages by name: macro over 27 files, micro over 6,511 items, 23 tasks, and their two halves (Suzgun et al., 2022)"
