@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../nbs/13_cli.ipynb #0cd74401
+# %% ../nbs/13_cli.ipynb #5981cf54
 import argparse, shlex, sys
 
-# %% ../nbs/13_cli.ipynb #ba1a6f0f
+# %% ../nbs/13_cli.ipynb #9134631d
 def _run(a):
     from cotkd.experiment import configure, plan, run
     from cotkd.data import InputError
@@ -31,7 +31,7 @@ def _distill(a):
                    dict(teacher=a.teacher, student=a.student, data=a.data), resume=a.resume)
     print(f"{a.out}: {cost['updates']:,} updates, {cost['supervised_tokens']:,} supervised tokens, {cost['flops']:.2g} FLOPs")
 
-# %% ../nbs/13_cli.ipynb #1b2a3b81
+# %% ../nbs/13_cli.ipynb #19b23a16
 def _eval(a):
     from cotkd.bbh import evaluate, load_bbh, read_results
     from cotkd.data import InputError
@@ -57,7 +57,7 @@ def _plan(a):
     from cotkd.experiment import configure, plan
     print(plan(configure(a.preset)).map('{:,.0f}'.format).to_string())
 
-# %% ../nbs/13_cli.ipynb #1e8a4166
+# %% ../nbs/13_cli.ipynb #5c55d812
 def _add(commands, name, function, help, *options):
     p = commands.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.set_defaults(function=function)
@@ -70,7 +70,7 @@ _SETUP = [_option('--teacher', 'hub id, directory, or toy-teacher', required=Tru
           _option('--student', 'hub id, directory, or toy-student', required=True),
           _option('--data', 'rows in the columns of CoT-Collection: a .jsonl or .json file, a directory, or kaist-ai/CoT-Collection', required=True)]
 
-# %% ../nbs/13_cli.ipynb #5432353d
+# %% ../nbs/13_cli.ipynb #79b0403f
 def parser():
     "The command line of `cotkd`"
     top = argparse.ArgumentParser('cotkd', description='White-box knowledge distillation with and without rationales, evaluated on BIG-Bench-Hard.')
@@ -102,7 +102,7 @@ def parser():
     _add(commands, 'plan', _plan, 'what an experiment will cost', _option('preset', 'which experiment'))
     return top
 
-# %% ../nbs/13_cli.ipynb #95511d70
+# %% ../nbs/13_cli.ipynb #c2bc0089
 def main(argv=None):
     "Entry point: exit code 2 and one line for a mistake in the input, 130 when stopped by hand"
     from cotkd.data import InputError

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'MODES', 'Experiment', 'configure', 'benchmark_items', 'training_rows', 'plan', 'run']
 
-# %% ../nbs/12_experiment.ipynb #7e76516b
+# %% ../nbs/12_experiment.ipynb #6559cf4c
 import json, os, sys
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -15,15 +15,15 @@ import matplotlib.pyplot as plt
 
 from .bbh import bbh_source, evaluate, load_bbh
 from .data import InputError, load_cot
-from .distill import KDConfig, distill, kd_cost
+from .distill import KDConfig, distill, kd_cost, write_json
 from .gains import plot_gains
-from .models import load_lm
+from .models import align_vocab, load_lm
 from .prompt import encode
 from .report import write_report
 from .stats import HEADLINE, load_results
 from .toy import EVALUATED, MIX, make_toy
 
-# %% ../nbs/12_experiment.ipynb #c1b8fe14
+# %% ../nbs/12_experiment.ipynb #06cf25fc
 @dataclass(frozen=True)
 class Experiment:
     "What is distilled from what, on which rows, and how it is scored"
@@ -43,21 +43,21 @@ class Experiment:
 
 PRESETS = {'toy': Experiment()}
 
-# %% ../nbs/12_experiment.ipynb #14da7aaf
+# %% ../nbs/12_experiment.ipynb #bb67af10
 def configure(
     preset:str, # one of `PRESETS`
     settings:dict=None, # field -> text, as given on the command line
 )->Experiment: # the preset with these fields replaced
     "Look up a preset and change fields of it; raises InputError for an unknown preset or field or a value of the wrong kind"
     if preset not in PRESETS: raise InputError(f'preset {preset!r} is unknown: choose from {", ".join(PRESETS)}')
-    kinds = {f.name: f.type for f in fields(Experiment)}
+    kinds, changes = {f.name: f.type for f in fields(Experiment)}, {}
     for key, text in (settings or {}).items():
         if key not in kinds: raise InputError(f'setting {key!r} is unknown: choose from {", ".join(kinds)}')
-        try: settings = {**settings, key: kinds[key](text)}
+        try: changes[key] = kinds[key](text)
         except ValueError: raise InputError(f'setting {key}={text!r} is not a number: expected {kinds[key].__name__}') from None
-    return replace(PRESETS[preset], **(settings or {}))
+    return replace(PRESETS[preset], **changes)
 
-# %% ../nbs/12_experiment.ipynb #98ebf227
+# %% ../nbs/12_experiment.ipynb #5ce43204
 def benchmark_items(
     experiment:Experiment,
     bbh=None, # directory of BBH or "hub"; None: the environment variable COTKD_BBH; where that is unset too, or False: toy problems
@@ -79,7 +79,7 @@ def training_rows(
     if experiment.data != 'toy': return load_cot(experiment.data, experiment.rows, quarantine)
     return make_toy(MIX, experiment.rows, seed=0, exclude=frozenset(e['input'] for part in items.values() for e in part))
 
-# %% ../nbs/12_experiment.ipynb #44dca180
+# %% ../nbs/12_experiment.ipynb #20704fbe
 MODES = {'kd': 'direct', 'kd_cot': 'cot'} # how each arm reads its rows
 
 def plan(
@@ -94,12 +94,8 @@ def plan(
     cost = {arm: kd_cost(teacher, student, [encode(r, tokenizer, mode) for r in rows], scale) for arm, mode in MODES.items()}
     return pd.DataFrame({arm: dict(updates=-(-c['examples'] // experiment.batch_size), **c) for arm, c in cost.items()})
 
-# %% ../nbs/12_experiment.ipynb #a8c877c2
+# %% ../nbs/12_experiment.ipynb #ca930ad1
 def _versions(): return {p: version(p) for p in ('cotkd', 'torch', 'transformers', 'datasets', 'tokenizers')} | {'python': sys.version.split()[0]}
-
-def _write_config(out, config):
-    tmp = out/'config.json.tmp'
-    tmp.write_text(json.dumps(config, indent=1) + '\n'); os.replace(tmp, out/'config.json')
 
 def _claim(out, config): # the config to go on with: the one that is there, if it is of the same experiment
     path = out/'config.json'
@@ -110,10 +106,10 @@ def _claim(out, config): # the config to go on with: the one that is there, if i
         return dict(config, cost=old.get('cost', {}))
     if out.is_dir() and any(out.iterdir()): raise InputError(f'{out} is not empty and holds no run of cotkd: choose another --out')
     out.mkdir(parents=True, exist_ok=True)
-    _write_config(out, config)
+    write_json(path, config)
     return config
 
-# %% ../nbs/12_experiment.ipynb #1c305531
+# %% ../nbs/12_experiment.ipynb #66789922
 def _score(model, tokenizer, arm, name, seed, kind, items, experiment, out, bbh): # both prompts; the one it was not trained for on a sample
     for mode in ('cot', 'direct'):
         evaluate(model, tokenizer, items, out=out, arm=arm, model_name=name, mode=mode, shots=experiment.shots, seed=seed, benchmark=kind,
@@ -123,11 +119,12 @@ def _score(model, tokenizer, arm, name, seed, kind, items, experiment, out, bbh)
 def _train(arm, seed, teacher, tokenizer, rows, experiment, out):
     config = KDConfig(lr=getattr(experiment, f'{arm}_lr'), batch_size=experiment.batch_size, micro_batch=experiment.micro_batch,
                       epochs=experiment.epochs, seed=seed)
-    student, _ = load_lm(experiment.student)
+    student, other = load_lm(experiment.student)
+    align_vocab(tokenizer, other)
     names = dict(teacher=experiment.teacher, student=experiment.student, data=experiment.data)
     return dict(distill(student, teacher, tokenizer, rows, out/'models'/f'{arm}-{seed}', MODES[arm], config, names, title=f'train {arm}'), lr=config.lr)
 
-# %% ../nbs/12_experiment.ipynb #0ac70fe6
+# %% ../nbs/12_experiment.ipynb #cf30c5bb
 def run(
     experiment:Experiment,
     out, # run directory
@@ -145,7 +142,7 @@ def run(
     for seed in range(seeds):
         for arm in MODES:
             cost = _train(arm, seed, teacher, tokenizer, rows, experiment, out)
-            config['cost'].setdefault(arm, cost); _write_config(out, config)
+            config['cost'].setdefault(arm, cost); write_json(out/'config.json', config)
     _score(teacher, tokenizer, 'teacher', experiment.teacher, 0, kind, items, experiment, out, bbh)
     _score(student, tokenizer, 'student', experiment.student, 0, kind, items, experiment, out, bbh)
     for seed in range(seeds):

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FIRST_NAMES', 'ADJECTIVES', 'TOY_TASKS', 'EVALUATED', 'SIBLINGS', 'MIX', 'make_name', 'ToyTask', 'make_toy']
 
-# %% ../nbs/00_toy.ipynb #4e311ec1
+# %% ../nbs/00_toy.ipynb #b16d6791
 import random, re
 from dataclasses import dataclass
 from typing import Callable
 from zlib import crc32
 
-# %% ../nbs/00_toy.ipynb #1e707024
+# %% ../nbs/00_toy.ipynb #9e10d0d0
 FIRST_NAMES = """Ada Adrian Aisha Albert Alma Amir Anders Anika Arthur Astrid Axel Beatrice Benedict Bianca Bjorn Boris Bruno
 Carla Cedric Celeste Chidi Clara Conrad Cora Cyrus Dagmar Dahlia Damian Daphne Dora Edgar Edith Egon Elias Elsa Emil Enid
 Erika Ernest Esme Farah Felix Fiona Flora Franz Freya Gabriel Gloria Greta Gustav Hannah Hector Hedda Helga Henrik Hilda
@@ -32,7 +32,7 @@ def make_name(
     if rng.random() < 2/3: return rng.choice(FIRST_NAMES)
     return rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_MIDDLES) + rng.choice(_ENDS)
 
-# %% ../nbs/00_toy.ipynb #fa7acc0c
+# %% ../nbs/00_toy.ipynb #6276870a
 def _names(rng, n):
     names = []
     while len(names) < n:
@@ -41,7 +41,7 @@ def _names(rng, n):
 
 def _listing(words, sep=', '): return sep.join(words[:-1]) + (', and ' if len(words) > 2 else ' and ') + words[-1]
 
-# %% ../nbs/00_toy.ipynb #c55e960a
+# %% ../nbs/00_toy.ipynb #af6eef77
 _SAYS = {True: 'tells the truth', False: 'lies'}
 
 def _make_web(rng):
@@ -63,13 +63,11 @@ def _solve_web(source):
         truth[speaker] = (says != 'lies') == truth.get(other, True)
     return 'Yes' if truth[re.search(r'Does (\w+) tell', source)[1]] else 'No'
 
-# %% ../nbs/00_toy.ipynb #733b4519
+# %% ../nbs/00_toy.ipynb #ebc4ffad
 _COLORS = """red blue green yellow orange purple pink black white brown gray silver golden crimson scarlet teal cyan magenta
 violet indigo beige ivory amber olive maroon navy lilac peach turquoise lime""".split()
-_POSITIONS = """keeper sweeper captain defender libero anchor stopper forward winger playmaker reserve mascot coach referee
-left back, right back, left half, right half, left wing, right wing, left forward, right forward, center back,
-center half, inside left, inside right, second striker, false nine, goal hanger, ball carrier""".replace('\n', ' ')
-_POSITIONS = _POSITIONS.split(' left back')[0].split() + ('left back' + _POSITIONS.split(' left back')[1]).split(', ')
+_POSITIONS = """keeper sweeper captain defender libero anchor stopper forward winger playmaker reserve mascot coach referee""".split() + """left back, right back, left half, right half, left wing, right wing, left forward, right forward, center back,
+center half, inside left, inside right, second striker, false nine, goal hanger, ball carrier""".replace('\n', ' ').split(', ')
 _TITLE_WORDS = """River Garden Winter Silent Mirror Stone Empire Letters Island Harbor Voyage Orchard Lantern Shadow Clock
 Mountain Painter Bridge Desert Queen Forest Signal Copper Thread Window Summer Falcon Atlas Meadow Tower""".split()
 
@@ -85,7 +83,7 @@ _STORIES = [ # who they are, when it starts, how one has a thing, what happens, 
     ('are on the same team in a soccer match. At the start of the match, they are each assigned to a position', '{p} is playing {o}', '',
      'As the game progresses, pairs of players occasionally swap positions.', 'trade positions', 'At the end of the match, {p} is playing')]
 
-# %% ../nbs/00_toy.ipynb #df27006d
+# %% ../nbs/00_toy.ipynb #5490e57a
 def _things(rng, story, n):
     if story < 2: return [c + _STORIES[story][2] for c in rng.sample(_COLORS, n)]
     if story == 2: return [f'The {a} {b}' for a, b in zip(rng.sample(_TITLE_WORDS, n), rng.sample(_TITLE_WORDS, n))]
@@ -104,7 +102,7 @@ def _swaps(rng, n): # n swaps; the state (which letter each position holds) befo
 def _state(letters): return ' '.join(f'{i}{c}' for i, c in enumerate(letters, 1)) + '.'
 def _options(things): return 'Options:\n' + '\n'.join(f'({c}) {t}' for c, t in zip('ABCDEFG', things))
 
-# %% ../nbs/00_toy.ipynb #97a10021
+# %% ../nbs/00_toy.ipynb #e0969869
 def _make_tracking(rng, n):
     k, people = rng.randrange(5), _names(rng, n)
     who, has, _, then, swap, end = _STORIES[k]
@@ -126,7 +124,7 @@ def _solve_tracking(source):
     thing = has[re.search(r'At the end of the \w+, (\w+)', rest)[1]]
     return next(f'({c})' for c, o in re.findall(r'\((\w)\) (.+)', rest) if o == thing)
 
-# %% ../nbs/00_toy.ipynb #f0b23e5c
+# %% ../nbs/00_toy.ipynb #54dc32ea
 _HEAD = 'If you follow these instructions, do you return to the starting point?'
 _MOVES = {'forward': (0, 1), 'backward': (0, -1), 'left': (-1, 0), 'right': (1, 0)}
 _TURNS = {'Turn right.': 1, 'Turn around.': 2, 'Turn left.': 3}
@@ -146,12 +144,12 @@ def _plan_turning(rng): # walk and turn; half of the walks turn around and go ba
     def turns(): return [rng.choice(list(_TURNS)) for _ in range(rng.choice((0, 1, 1, 2)))]
     out = [s for _ in range(rng.randint(1, 3)) for s in [_take(rng, rng.randint(1, 10))] + turns()]
     if rng.random() < .6:
-        k = sum(int(re.search(r'\d+', s)[0]) for s in out[:1])
+        k = int(out[0].split()[1])
         out = rng.choice(([], turns())) + [_take(rng, k), rng.choice(('Turn around.', 'Turn left. Turn left.', 'Turn right. Turn right.')), _take(rng, k)] + turns()
         out = [s + '.' for step in out for s in step.rstrip('.').split('. ')]
     return out
 
-# %% ../nbs/00_toy.ipynb #d4d609fd
+# %% ../nbs/00_toy.ipynb #35c675db
 def _walk(plan): # the state after each instruction, as the rationale writes it
     facing, x, y, d, lines = plan[0].startswith('Always'), 0, 0, 0, []
     for step in plan[facing:]:
@@ -176,7 +174,7 @@ def _solve_navigate(source):
         else: at += int(k) * {'': heading, 'forward': 1j, 'backward': -1j, 'left': -1, 'right': 1}[word]
     return 'Yes' if at == 0 else 'No'
 
-# %% ../nbs/00_toy.ipynb #7e569e8e
+# %% ../nbs/00_toy.ipynb #49072c2f
 ADJECTIVES = {'opinion': """amazing angry awful beautiful boring brave bright calm charming cheap cheerful clever clumsy costly cozy
     creepy cute dangerous delicious delightful dirty dreadful dull easy elegant evil excellent exciting expensive famous fancy
     fantastic fierce fine friendly funny gentle good good-looking gorgeous grand great grumpy handsome happy hideous horrible
@@ -216,7 +214,7 @@ _NOUNS = """apple backpack bag ball basket bed bell bike boat book bottle bowl b
     pot puppet ring robot rope sandal shelf ship shirt shoe sled sock sofa spoon stool sweater table tent toy train tray
     truck umbrella vase violin wagon wallet watch whale wheel window""".split()
 
-# %% ../nbs/00_toy.ipynb #fbcc1e0f
+# %% ../nbs/00_toy.ipynb #4ffb8d91
 KINDS = {k: words.split() for k, words in ADJECTIVES.items()}
 _SOLVER_ONLY = {'repulsive': 1, 'midsize': 2, 'prismlike': 4, 'cloth': 7}
 
@@ -232,7 +230,7 @@ def _which(rng, words, ranks, noun): # the two options, in random order, and the
     lines = [f'({c}) {_order(o, ranks)}' for c, o in zip('AB', options)]
     return _options([' '.join(o + noun) for o in options]), f"({'AB'[options.index(good)]})", ' '.join(lines)
 
-# %% ../nbs/00_toy.ipynb #9de29abc
+# %% ../nbs/00_toy.ipynb #39fa3b09
 _RANKS = {w: i for i, k in enumerate(KINDS, 1) for w in KINDS[k]}
 
 def _make_hyperbaton(rng):
@@ -246,7 +244,7 @@ def _solve_hyperbaton(source):
             r = [ranks[w] for w in text.split()[:-1]]
             if r == sorted(r): return f'({letter})'
 
-# %% ../nbs/00_toy.ipynb #856eaf99
+# %% ../nbs/00_toy.ipynb #53f5dbfa
 _LAMP = {True: 'on', False: 'off'}
 
 def _make_lamps(rng):
@@ -267,7 +265,7 @@ def _solve_lamps(source):
         on[lamp] = (word == 'on') if not other else on[other] == (word == 'like')
     return 'Yes' if on[re.search(r'Is (\w+) on', source)[1]] else 'No'
 
-# %% ../nbs/00_toy.ipynb #a8bae76a
+# %% ../nbs/00_toy.ipynb #94860cb1
 def _make_shelves(rng):
     n = rng.choice((3, 4, 5, 6, 7))
     (pairs, states), asked = _swaps(rng, n), rng.randrange(n)
@@ -283,7 +281,7 @@ def _solve_shelves(source):
     for a, b in re.findall(r'shelf (\d) and shelf (\d) swap', source): holds[a], holds[b] = holds[b], holds[a]
     return f"({holds[re.search(r'At the end, shelf (.)', source)[1]]})"
 
-# %% ../nbs/00_toy.ipynb #861825d1
+# %% ../nbs/00_toy.ipynb #d2eac151
 def _make_lift(rng):
     steps = [rng.choice((-1, 1)) * rng.randint(1, 10) for _ in range(rng.randint(2, 6))]
     if (total := sum(steps)) and rng.random() < .5: steps.append(-total)
@@ -295,7 +293,7 @@ def _make_lift(rng):
 def _solve_lift(source):
     return 'No' if sum(int(k) * (1 if way == 'up' else -1) for way, k in re.findall(r'Go (\w+) (\d+)', source)) else 'Yes'
 
-# %% ../nbs/00_toy.ipynb #e099b512
+# %% ../nbs/00_toy.ipynb #3cfa1f1d
 _MONTHS = """January February March April May June July August September October November December""".split()
 _MONTH_RANKS = {m: i for i, m in enumerate(_MONTHS, 1)}
 
@@ -307,7 +305,7 @@ def _solve_months(source):
     for letter, text in re.findall(r'\((\w)\) (.+)', source):
         if text.split() == sorted(text.split(), key=_MONTHS.index): return f'({letter})'
 
-# %% ../nbs/00_toy.ipynb #7188c5e7
+# %% ../nbs/00_toy.ipynb #a00c943d
 @dataclass(frozen=True)
 class ToyTask:
     "One family of problems: a generator and an independent solver that reads nothing but the text"
@@ -331,7 +329,7 @@ EVALUATED = [t for t, task in TOY_TASKS.items() if task.evaluated]
 SIBLINGS = [t for t, task in TOY_TASKS.items() if not task.evaluated]
 MIX = [t for t in EVALUATED for _ in range(1 if 'five' in t or 'seven' in t else 2)] # one round of training rows: long ones half as often
 
-# %% ../nbs/00_toy.ipynb #40a17f3d
+# %% ../nbs/00_toy.ipynb #6e9c2234
 def make_toy(
     tasks:list, # task names, drawn in turn
     n:int, # rows

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cotkd.bbh import load_bbh
 from cotkd.prompt import KDCollator, encode, format_example
 from cotkd.toy import MIX, SIBLINGS, TOY_TASKS, make_toy
 
@@ -38,9 +39,7 @@ RECIPES = {
 
 
 def bbh_sources():
-    root = os.environ.get('COTKD_BBH')
-    files = Path(root, 'tasks').glob('*.json') if root else []
-    return frozenset(e['input'] for f in files for e in json.loads(f.read_text())['examples'])
+    return frozenset(e['input'] for items in load_bbh().values() for e in items) if 'COTKD_BBH' in os.environ else frozenset()
 
 
 def train_tokenizer():
