@@ -124,7 +124,7 @@ def _solve_tracking(source):
     thing = has[re.search(r'At the end of the \w+, (\w+)', rest)[1]]
     return next(f'({c})' for c, o in re.findall(r'\((\w)\) (.+)', rest) if o == thing)
 
-# %% ../nbs/00_toy.ipynb #54dc32ea
+# %% ../nbs/00_toy.ipynb #3b6b5302
 _HEAD = 'If you follow these instructions, do you return to the starting point?'
 _MOVES = {'forward': (0, 1), 'backward': (0, -1), 'left': (-1, 0), 'right': (1, 0)}
 _TURNS = {'Turn right.': 1, 'Turn around.': 2, 'Turn left.': 3}
@@ -132,13 +132,15 @@ _COMPASS = [('N', (0, 1)), ('E', (1, 0)), ('S', (0, -1)), ('W', (-1, 0))]
 
 def _take(rng, k, direction=''): return f"Take {k} step{'s' * (k > 1)}{direction and ' ' + direction}."
 
-def _plan_facing(rng): # always face forward; half of the walks are closed by their last steps
+def _loop(rng): # moves in four directions; half of the walks are closed by their last steps
     moves = [(rng.choice(list(_MOVES)), rng.randint(1, 10)) for _ in range(rng.randint(2, 6))]
     x, y = (sum(_MOVES[d][a] * k for d, k in moves) for a in (0, 1))
     if rng.random() < .65:
         moves += [(('left' if x > 0 else 'right'), abs(x))] * (x != 0) + [(('backward' if y > 0 else 'forward'), abs(y))] * (y != 0)
         if rng.random() < .5: rng.shuffle(moves)
-    return ['Always face forward.'] + [_take(rng, k, d) for d, k in moves]
+    return moves
+
+def _plan_facing(rng): return ['Always face forward.'] + [_take(rng, k, d) for d, k in _loop(rng)]
 
 def _plan_turning(rng): # walk and turn; half of the walks turn around and go back
     def turns(): return [rng.choice(list(_TURNS)) for _ in range(rng.choice((0, 1, 1, 2)))]
@@ -281,17 +283,46 @@ def _solve_shelves(source):
     for a, b in re.findall(r'shelf (\d) and shelf (\d) swap', source): holds[a], holds[b] = holds[b], holds[a]
     return f"({holds[re.search(r'At the end, shelf (.)', source)[1]]})"
 
-# %% ../nbs/00_toy.ipynb #d2eac151
-def _make_lift(rng):
-    steps = [rng.choice((-1, 1)) * rng.randint(1, 10) for _ in range(rng.randint(2, 6))]
-    if (total := sum(steps)) and rng.random() < .5: steps.append(-total)
-    said = [f"Go {'up' if s > 0 else 'down'} {abs(s)} floor{'s' * (abs(s) > 1)}." for s in steps]
-    at, lines = 0, ['Start: 0.']
-    for s, text in zip(steps, said): lines.append(f'{text[:-1]}: {(at := at + s)}.')
-    return f"A lift starts at floor 0. {' '.join(said)} Is it back at floor 0?", 'No' if at else 'Yes', ' '.join(lines)
+# %% ../nbs/00_toy.ipynb #65cbfa1f
+_WINDS = {'forward': 'north', 'backward': 'south', 'left': 'west', 'right': 'east'}
 
-def _solve_lift(source):
-    return 'No' if sum(int(k) * (1 if way == 'up' else -1) for way, k in re.findall(r'Go (\w+) (\d+)', source)) else 'Yes'
+def _make_crane(rng):
+    x, y, said, lines = 0, 0, [], ['Start: 0 0.']
+    for way, k in _loop(rng):
+        x, y = x + k * _MOVES[way][0], y + k * _MOVES[way][1]
+        said.append(f'Go {k} {_WINDS[way]}.')
+        lines.append(f'{said[-1][:-1]}: {x} {y}.')
+    return f"A crane starts at 0 0. {' '.join(said)} Is it back at 0 0?", 'No' if x or y else 'Yes', ' '.join(lines)
+
+def _solve_crane(source):
+    ways = {'north': 1j, 'south': -1j, 'west': -1, 'east': 1}
+    return 'No' if sum(int(k) * ways[way] for k, way in re.findall(r'Go (\d+) (\w+)', source)) else 'Yes'
+
+# %% ../nbs/00_toy.ipynb #40a9e9ae
+def _make_ship(rng):
+    d = rng.randrange(4)
+    turns, lines = [rng.choice(list(_TURNS)) for _ in range(rng.randint(3, 8))], [f'Start: {_COMPASS[d][0]}.']
+    source = f"A ship heads {_COMPASS[d][0]}. {' '.join(turns)} Where does it head?"
+    for turn in turns: lines.append(f'{turn[:-1]}: {_COMPASS[d := (d + _TURNS[turn]) % 4][0]}.')
+    return source, _COMPASS[d][0], ' '.join(lines)
+
+def _solve_ship(source):
+    headings = {'N': 1j, 'W': -1, 'S': -1j, 'E': 1}
+    heading = headings[re.search(r'heads (\w)', source)[1]]
+    for turn in re.findall(r'Turn (\w+)', source): heading *= {'left': 1j, 'right': -1j, 'around': -1}[turn]
+    return next(h for h, z in headings.items() if z == heading)
+
+# %% ../nbs/00_toy.ipynb #eb0ce05a
+def _make_ages(rng):
+    names = _names(rng, rng.randint(2, 7))
+    ages = dict(zip(names, rng.sample(range(1, 13), len(names))))
+    options, target, rationale = _which(rng, rng.sample(names, min(len(names), rng.randint(2, 4))), ages, [])
+    return (f"{_listing([f'{p} is {k}' for p, k in ages.items()])}. Which list goes from young to old:\n{options}", target, rationale)
+
+def _solve_ages(source):
+    ages = {p: int(k) for p, k in re.findall(r'(\w+) is (\d+)', source)}
+    for letter, text in re.findall(r'\((\w)\) (.+)', source):
+        if text.split() == sorted(text.split(), key=ages.get): return f'({letter})'
 
 # %% ../nbs/00_toy.ipynb #3cfa1f1d
 _MONTHS = """January February March April May June July August September October November December""".split()
@@ -305,7 +336,7 @@ def _solve_months(source):
     for letter, text in re.findall(r'\((\w)\) (.+)', source):
         if text.split() == sorted(text.split(), key=_MONTHS.index): return f'({letter})'
 
-# %% ../nbs/00_toy.ipynb #a00c943d
+# %% ../nbs/00_toy.ipynb #85abcceb
 @dataclass(frozen=True)
 class ToyTask:
     "One family of problems: a generator and an independent solver that reads nothing but the text"
@@ -321,8 +352,10 @@ TOY_TASKS = {
     **_TRACKING,
     'web_of_lies': ToyTask(_make_web, _solve_web, True),
     'months': ToyTask(_make_months, _solve_months, False), # sibling of hyperbaton
-    'lift': ToyTask(_make_lift, _solve_lift, False), # of navigate
-    'shelves': ToyTask(_make_shelves, _solve_shelves, False), # of tracking
+    'ages': ToyTask(_make_ages, _solve_ages, False), # of hyperbaton, and of tracking: it looks up who has which number
+    'crane': ToyTask(_make_crane, _solve_crane, False), # of navigate: where one is
+    'ship': ToyTask(_make_ship, _solve_ship, False), # of navigate: where one is heading
+    'shelves': ToyTask(_make_shelves, _solve_shelves, False), # of tracking: what is where after each swap
     'lamps': ToyTask(_make_lamps, _solve_lamps, False), # of web_of_lies
 }
 EVALUATED = [t for t, task in TOY_TASKS.items() if task.evaluated]
