@@ -151,7 +151,7 @@ def _plan_turning(rng): # walk and turn; half of the walks turn around and go ba
         out = [s + '.' for step in out for s in step.rstrip('.').split('. ')]
     return out
 
-# %% ../nbs/00_toy.ipynb #35c675db
+# %% ../nbs/00_toy.ipynb #c105d0ca
 def _walk(plan): # the state after each instruction, as the rationale writes it
     facing, x, y, d, lines = plan[0].startswith('Always'), 0, 0, 0, []
     for step in plan[facing:]:
@@ -169,10 +169,12 @@ def _make_navigate(rng):
     source = f"{_HEAD} {' '.join(plan)}\nOptions:\n- Yes\n- No"
     return source, 'Yes' if back else 'No', ' '.join([f"Start: 0 0{'' if plan[0].startswith('Always') else ' N'}."] + lines)
 
+_QUARTERS = {'left': 1j, 'right': -1j, 'around': -1} # turns, for the solvers: headings are complex numbers
+
 def _solve_navigate(source):
     at, heading = 0, 1j
     for turn, k, word in re.findall(r'Turn (\w+)|Take (\d+) steps?(?: (\w+))?', source):
-        if turn: heading *= {'left': 1j, 'right': -1j, 'around': -1}[turn]
+        if turn: heading *= _QUARTERS[turn]
         else: at += int(k) * {'': heading, 'forward': 1j, 'backward': -1j, 'left': -1, 'right': 1}[word]
     return 'Yes' if at == 0 else 'No'
 
@@ -298,7 +300,7 @@ def _solve_crane(source):
     ways = {'north': 1j, 'south': -1j, 'west': -1, 'east': 1}
     return 'No' if sum(int(k) * ways[way] for k, way in re.findall(r'Go (\d+) (\w+)', source)) else 'Yes'
 
-# %% ../nbs/00_toy.ipynb #40a9e9ae
+# %% ../nbs/00_toy.ipynb #6903abc5
 def _make_ship(rng):
     d = rng.randrange(4)
     turns, lines = [rng.choice(list(_TURNS)) for _ in range(rng.randint(3, 8))], [f'Start: {_COMPASS[d][0]}.']
@@ -309,22 +311,22 @@ def _make_ship(rng):
 def _solve_ship(source):
     headings = {'N': 1j, 'W': -1, 'S': -1j, 'E': 1}
     heading = headings[re.search(r'heads (\w)', source)[1]]
-    for turn in re.findall(r'Turn (\w+)', source): heading *= {'left': 1j, 'right': -1j, 'around': -1}[turn]
+    for turn in re.findall(r'Turn (\w+)', source): heading *= _QUARTERS[turn]
     return next(h for h, z in headings.items() if z == heading)
 
-# %% ../nbs/00_toy.ipynb #eb0ce05a
+# %% ../nbs/00_toy.ipynb #b9fa8226
 def _make_ages(rng):
     names = _names(rng, rng.randint(2, 7))
     ages = dict(zip(names, rng.sample(range(1, 13), len(names))))
     options, target, rationale = _which(rng, rng.sample(names, min(len(names), rng.randint(2, 4))), ages, [])
     return (f"{_listing([f'{p} is {k}' for p, k in ages.items()])}. Which list goes from young to old:\n{options}", target, rationale)
 
-def _solve_ages(source):
-    ages = {p: int(k) for p, k in re.findall(r'(\w+) is (\d+)', source)}
-    for letter, text in re.findall(r'\((\w)\) (.+)', source):
-        if text.split() == sorted(text.split(), key=ages.get): return f'({letter})'
+def _in_order(source, key): # the option whose words are sorted
+    return next(f'({letter})' for letter, text in re.findall(r'\((\w)\) (.+)', source) if text.split() == sorted(text.split(), key=key))
 
-# %% ../nbs/00_toy.ipynb #3cfa1f1d
+def _solve_ages(source): return _in_order(source, {p: int(k) for p, k in re.findall(r'(\w+) is (\d+)', source)}.get)
+
+# %% ../nbs/00_toy.ipynb #f0baa04b
 _MONTHS = """January February March April May June July August September October November December""".split()
 _MONTH_RANKS = {m: i for i, m in enumerate(_MONTHS, 1)}
 
@@ -332,9 +334,7 @@ def _make_months(rng):
     options, target, rationale = _which(rng, rng.sample(_MONTHS, rng.randint(2, 6)), _MONTH_RANKS, [])
     return f'Which list is in calendar order:\n{options}', target, rationale
 
-def _solve_months(source):
-    for letter, text in re.findall(r'\((\w)\) (.+)', source):
-        if text.split() == sorted(text.split(), key=_MONTHS.index): return f'({letter})'
+def _solve_months(source): return _in_order(source, _MONTHS.index)
 
 # %% ../nbs/00_toy.ipynb #85abcceb
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cotkd.bbh import load_bbh
 from cotkd.prompt import KDCollator, encode, format_example
-from cotkd.toy import MIX, SIBLINGS, TOY_TASKS, make_toy
+from cotkd.toy import MIX, SIBLINGS, make_toy
 
 ROOT = Path(__file__).parent.parent
 SEED, VOCAB, CONTEXT = 20251, 2048, 1024
@@ -88,7 +88,7 @@ class SummedLoss(torch.nn.Module):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal, for weight matrices (Jordan et al. 2024); on these problems it needs about
+    """Momentum whose update is made orthogonal, for weight matrices (Jordan et al. 2024): tracking three objects took it less than
     half of AdamW's tokens. `torch.optim.Muon` iterates in bfloat16, which processors without it emulate, many times slower."""
     def __init__(self, params, lr, momentum=.95): super().__init__(params, dict(lr=lr, momentum=momentum))
 
@@ -112,10 +112,11 @@ class Muon(torch.optim.Optimizer):
 
 
 @torch.no_grad()
-def add_induction_heads(model, heads=2, embedding=.5, sharpness=7., match=2.):
+def add_induction_heads(model):
     """Start with heads that copy: in the first layer they bring along the token before, in the second they look where this token
     stood before and predict what followed it (Olsson et al. 2022). From random weights such heads form after millions of
     tokens; set by hand, as initial values like any other, they spare the models that wait (cf. Trockman & Kolter 2023)."""
+    heads, embedding, sharpness, match = 2, .5, 7., 2.
     first, second = (layer.self_attn for layer in model.model.layers[:2])
     width, size, half = model.config.hidden_size, first.head_dim, first.head_dim // 2
     angle = model.config.rope_parameters['rope_theta'] ** (-torch.arange(half) / half)  # by which a pair of dimensions turns per position
