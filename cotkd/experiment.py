@@ -23,18 +23,18 @@ from .report import write_report
 from .stats import HEADLINE, load_results
 from .toy import EVALUATED, MIX, make_toy
 
-# %% ../nbs/12_experiment.ipynb #a59c4cd0
+# %% ../nbs/12_experiment.ipynb #a1c44c18
 @dataclass(frozen=True)
 class Experiment:
     "What is distilled from what, on which rows, and how it is scored"
     teacher:str='toy-teacher' # anything `load_lm` takes
     student:str='toy-student' # the student before distillation, where both arms start
     data:str='toy' # "toy": generated problems; else anything `load_cot` takes
-    rows:int=10_000 # rows both arms train on
+    rows:int=12_000 # rows both arms train on
     epochs:float=1. # passes over them
     kd_lr:float=2e-3 # learning rate of KD
-    kd_cot_lr:float=2e-3 # learning rate of KD+CoT
-    batch_size:int=16 # rows per update
+    kd_cot_lr:float=8e-3 # learning rate of KD+CoT
+    batch_size:int=8 # rows per update
     micro_batch:int=4 # rows that go through the models at once
     shots:int=0 # examples in the prompts of evaluation: 0 or 3
     heldout:int=200 # held-out toy problems per task, where BBH is not at hand

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Callable
 from zlib import crc32
 
-# %% ../nbs/00_toy.ipynb #9e10d0d0
+# %% ../nbs/00_toy.ipynb #d8c43692
 FIRST_NAMES = """Ada Adrian Aisha Albert Alma Amir Anders Anika Arthur Astrid Axel Beatrice Benedict Bianca Bjorn Boris Bruno
 Carla Cedric Celeste Chidi Clara Conrad Cora Cyrus Dagmar Dahlia Damian Daphne Dora Edgar Edith Egon Elias Elsa Emil Enid
 Erika Ernest Esme Farah Felix Fiona Flora Franz Freya Gabriel Gloria Greta Gustav Hannah Hector Hedda Helga Henrik Hilda
@@ -20,17 +20,20 @@ Leif Lena Leo Lionel Liv Lorenz Lucia Luther Mabel Magda Malik Marco Matilda Max
 Nils Nina Noor Odette Olaf Olga Omar Oscar Otto Pablo Paloma Pavel Petra Pia Quentin Rafael Ramona Rashid Renata Rolf Rosa
 Rufus Ruth Sabine Samir Selma Silas Simone Stella Sven Tamar Tariq Thea Theo Tilda Tobias Ulla Umberto Ursula Valerie
 Vera Viktor Viola Walter Wanda Wilma Xenia Yara Yusuf Yvonne Zelda Zora""".split()
-_ONSETS = "B Br C Ch D Dr F Fl G Gr H J K L M N P Ph R S Sh St T Th Tr V W Z".split()
-_VOWELS = "a e i o u ai ea ie".split()
-_MIDDLES = "b d l ll lb lm m n nd nn r rl rn s ss st t tt v x z".split()
-_ENDS = "a ah bert da del don el ena er ert ia ice ie ina is la leen len les lia lle man mond na nell nette ra rie ro ry s son t ta ton".split()
+_FIRST = """B Bl Br C Ch Cl Cr D Dr F Fl Fr G Gl Gr H J K Kr L M N P Ph Pr R S Sc Sh Sl Sm St Sw T Th Tr V W X Y Z""".split()
+_VOWELS = "a a a e e e i i o o u y ai au ay ea ee ei eo ia ie io oa oe ou ue".split()
+_INNER = """b c ch ck d dd f g gg h j k l ll lb ld lk lm lv m mb mm n nd ng nn nt p ph pp r rb rd rg rl rm rn rr rt rv s sh ss st
+t th tt v w x y z zz""".split()
+_LAST = "b c ck d d e e f g k l l ll m n n n ne nk p r r rd re rt s s se sh ss st t t te th tt ve x y y z".split()
 
 def make_name(
     rng:random.Random # source of randomness
-)->str: # a first name; one in three is made up
+)->str: # a first name; four in five are made up
     "Draw a name; the made-up ones cannot be known by heart, only copied"
-    if rng.random() < 2/3: return rng.choice(FIRST_NAMES)
-    return rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_MIDDLES) + rng.choice(_ENDS)
+    if rng.random() < .2: return rng.choice(FIRST_NAMES)
+    name = rng.choice(_FIRST) + rng.choice(_VOWELS) if rng.random() < .8 else rng.choice('AEIOU')
+    for _ in range(rng.choice((0, 0, 1, 1, 1, 2))): name += rng.choice(_INNER) + rng.choice(_VOWELS)
+    return name + rng.choice(_LAST) if len(name) < 2 or rng.random() < .6 else name
 
 # %% ../nbs/00_toy.ipynb #6276870a
 def _names(rng, n):
@@ -41,7 +44,7 @@ def _names(rng, n):
 
 def _listing(words, sep=', '): return sep.join(words[:-1]) + (', and ' if len(words) > 2 else ' and ') + words[-1]
 
-# %% ../nbs/00_toy.ipynb #af6eef77
+# %% ../nbs/00_toy.ipynb #1d179a40
 _SAYS = {True: 'tells the truth', False: 'lies'}
 
 def _make_web(rng):
@@ -248,7 +251,7 @@ def _solve_hyperbaton(source):
             r = [ranks[w] for w in text.split()[:-1]]
             if r == sorted(r): return f'({letter})'
 
-# %% ../nbs/00_toy.ipynb #53f5dbfa
+# %% ../nbs/00_toy.ipynb #472b9eca
 _LAMP = {True: 'on', False: 'off'}
 
 def _make_lamps(rng):

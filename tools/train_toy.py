@@ -30,9 +30,9 @@ SEED, VOCAB, CONTEXT = 20251, 2048, 1024
 BATCH, MICRO, CHUNK = 16, 4, 100  # rows per update; rows that go through the model at once; updates whose rows are generated together
 # direct: share of rows answered without a rationale; one mean over all tokens of an update keeps them from drowning the rest
 RECIPES = {
-    'teacher': dict(tasks=MIX, direct=.1, updates=4000, hidden_size=128, intermediate_size=384,
+    'teacher': dict(tasks=MIX, direct=.1, updates=5000, hidden_size=128, intermediate_size=384,
                     num_hidden_layers=4, num_attention_heads=4),
-    'student': dict(tasks=SIBLINGS, direct=.1, updates=2500, hidden_size=96, intermediate_size=288,
+    'student': dict(tasks=SIBLINGS, direct=.1, updates=4000, hidden_size=96, intermediate_size=288,
                     num_hidden_layers=4, num_attention_heads=3),
     'direct': dict(tasks=MIX, direct=1., updates=3000),
 }
