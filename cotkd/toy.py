@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Callable
 from zlib import crc32
 
-# %% ../nbs/00_toy.ipynb #d8c43692
+# %% ../nbs/00_toy.ipynb #bdf3630f
 FIRST_NAMES = """Ada Adrian Aisha Albert Alma Amir Anders Anika Arthur Astrid Axel Beatrice Benedict Bianca Bjorn Boris Bruno
 Carla Cedric Celeste Chidi Clara Conrad Cora Cyrus Dagmar Dahlia Damian Daphne Dora Edgar Edith Egon Elias Elsa Emil Enid
 Erika Ernest Esme Farah Felix Fiona Flora Franz Freya Gabriel Gloria Greta Gustav Hannah Hector Hedda Helga Henrik Hilda
@@ -20,7 +20,7 @@ Leif Lena Leo Lionel Liv Lorenz Lucia Luther Mabel Magda Malik Marco Matilda Max
 Nils Nina Noor Odette Olaf Olga Omar Oscar Otto Pablo Paloma Pavel Petra Pia Quentin Rafael Ramona Rashid Renata Rolf Rosa
 Rufus Ruth Sabine Samir Selma Silas Simone Stella Sven Tamar Tariq Thea Theo Tilda Tobias Ulla Umberto Ursula Valerie
 Vera Viktor Viola Walter Wanda Wilma Xenia Yara Yusuf Yvonne Zelda Zora""".split()
-_FIRST = """B Bl Br C Ch Cl Cr D Dr F Fl Fr G Gl Gr H J K Kr L M N P Ph Pr R S Sc Sh Sl Sm St Sw T Th Tr V W X Y Z""".split()
+_FIRST = "B Bl Br C Ch Cl Cr D Dr F Fl Fr G Gl Gr H J K Kr L M N P Ph Pr R S Sc Sh Sl Sm St Sw T Th Tr V W X Y Z".split()
 _VOWELS = "a a a e e e i i o o u y ai au ay ea ee ei eo ia ie io oa oe ou ue".split()
 _INNER = """b c ch ck d dd f g gg h j k l ll lb ld lk lm lv m mb mm n nd ng nn nt p ph pp r rb rd rg rl rm rn rr rt rv s sh ss st
 t th tt v w x y z zz""".split()

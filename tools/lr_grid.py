@@ -1,7 +1,7 @@
 """Choose the learning rate of each arm of the `toy` preset on held-out toy problems; BBH is not looked at.
 
-    python tools/lr_grid.py kd 5e-4 1e-3 2e-3
-    python tools/lr_grid.py kd_cot 5e-4 1e-3 2e-3
+    python tools/lr_grid.py kd 1e-3 2e-3 4e-3 8e-3
+    python tools/lr_grid.py kd_cot 1e-3 2e-3 4e-3 8e-3
 
 Trains the whole preset at each learning rate and adds a line to cotkd/results/lr_grid.jsonl: accuracy in percent on problems
 that are neither trained on nor among those `cotkd run` scores, under the prompt the arm was trained for.
