@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIVERGENCES', 'CHUNK_BYTES', 'BLOCK', 'forward_kl', 'reverse_kl', 'tvd', 'jsd', 'skew_kl', 'skew_rkl',
-           'get_divergence', 'kd_loss', 'fused_kd_loss']
+           'get_divergence', 'check_objective', 'kd_loss', 'fused_kd_loss']
 
 # %% ../nbs/04_losses.ipynb #b118e4cf
 import re
@@ -87,18 +87,23 @@ class _KD(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream): return (ctx.grad * upstream, *[None] * 4)
 
-# %% ../nbs/04_losses.ipynb #9ccc93a1
-def _check(divergence, temperature, ce_weight, labels):
+# %% ../nbs/04_losses.ipynb #a1990bea
+def check_objective(
+    divergence='forward_kl', temperature:float=1., ce_weight:float=0., # as in `kd_loss`
+):
+    "Raise ValueError for a divergence, temperature or cross-entropy share that makes no sense"
     get_divergence(divergence)
     if not temperature > 0: raise ValueError(f'temperature is {temperature}: expected more than 0; 1 leaves the distributions as they are')
     if not 0 <= ce_weight <= 1: raise ValueError(f'ce_weight is {ce_weight}: expected a share from 0 (divergence alone) to 1')
+
+def _check_labels(ce_weight, labels):
     if ce_weight and labels is None: raise ValueError('ce_weight needs labels: the true next token of each position')
 
 def _normalised(weights, like, exact): # (...) that sum to one, or are all zero
     weights = like.new_ones(like.shape[:-1], dtype=exact) if weights is None else weights.to(exact)
     return weights / weights.sum().clamp(min=torch.finfo(exact).tiny)
 
-# %% ../nbs/04_losses.ipynb #22d1d843
+# %% ../nbs/04_losses.ipynb #791c6548
 def kd_loss(
     student_logits, # (..., V)
     teacher_logits, # (..., V), no gradient flows into them
@@ -110,7 +115,7 @@ def kd_loss(
     t_squared:bool=False, # multiply the divergence by temperature², as Hinton et al. 2015 do
 )->torch.Tensor: # scalar: weighted mean over the supervised positions, in nats; 0 where there is none
     "Divergence of the student's next-token distribution from the teacher's (forward KL: Do et al. 2025, section 3)"
-    _check(divergence, temperature, ce_weight, labels)
+    check_objective(divergence, temperature, ce_weight); _check_labels(ce_weight, labels)
     if student_logits.shape != teacher_logits.shape: raise ValueError(f'student logits are {tuple(student_logits.shape)}, teacher logits '
         f'{tuple(teacher_logits.shape)}: expected equal shapes; cut padded heads to the real tokens, which `align_vocab` counts')
     if mask is not None:
@@ -120,9 +125,9 @@ def kd_loss(
     value_and_grad = partial(_value_and_grad, divergence=divergence, temperature=temperature, ce_weight=ce_weight, t_squared=t_squared)
     return _KD.apply(student_logits.to(exact), teacher_logits.detach().to(exact), labels, _normalised(mask, student_logits, exact), value_and_grad)
 
-# %% ../nbs/04_losses.ipynb #dd53f872
+# %% ../nbs/04_losses.ipynb #b7a57d1e
 def _strips(head, exact): # slices of the vocabulary that are projected in one product
-    V, step = len(head), len(head) if head.dtype == exact or head.is_cuda else 1 << 14
+    V, step = len(head), len(head) if head.dtype == exact else 1 << 15
     return [slice(i, min(i + step, V)) for i in range(0, V, step)]
 
 def _mm(a, b, exact): # a @ b, summed and returned in the dtype `exact`
@@ -147,9 +152,9 @@ def _push(G, hidden, head, grad_hidden, grad_head, grad_bias): # G (n, V) to the
         if grad_hidden is not None: _add_mm(grad_hidden, G[:, s], head[s])
         if grad_head is not None: _add_mm(grad_head[s], G[:, s].T, hidden)
 
-# %% ../nbs/04_losses.ipynb #f254f35f
+# %% ../nbs/04_losses.ipynb #8f121006
 CHUNK_BYTES = 1 << 29 # logits of both models that are held at once
-BLOCK = {'cpu': 1 << 18} # logits that are worked on at once: what fits a CPU's cache, and elsewhere 2**24, enough to fill a GPU
+BLOCK = {'cpu': 1 << 18} # logits that are worked on at once: what fits a CPU's cache, and elsewhere 2**23, enough to fill a GPU
 
 def _parts(n, size): # n rows in equal parts of at most `size`
     step = -(-n // max(1, -(-n // max(1, size))))
@@ -157,7 +162,7 @@ def _parts(n, size): # n rows in equal parts of at most `size`
 
 def _differentiate(Z, T, labels, weights, value_and_grad): # student logits Z (n, V) become their gradient; -> weighted sum of the divergences
     total = 0.
-    for s in _parts(len(Z), BLOCK.get(Z.device.type, 1 << 24) // Z.shape[1]):
+    for s in _parts(len(Z), BLOCK.get(Z.device.type, 1 << 23) // Z.shape[1]):
         value, grad = value_and_grad(Z[s], T[s], None if labels is None else labels[s])
         torch.mul(grad, weights[s, None], out=Z[s])
         total = total + value @ weights[s]
@@ -206,7 +211,7 @@ def _autocast(x): # what autocast would make of an argument of a product
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x
 
-# %% ../nbs/04_losses.ipynb #21ee7ecc
+# %% ../nbs/04_losses.ipynb #f4da82c0
 def fused_kd_loss(
     student_hidden, # (N, Hs) last hidden states at the supervised positions, times the model's logit scale if it has one
     student_head, # (V, Hs); if it is frozen, no gradient is computed for it
@@ -222,7 +227,7 @@ def fused_kd_loss(
     ce_weight:float=0., t_squared:bool=False, # as in `kd_loss`
 )->torch.Tensor: # scalar: weighted mean over the N positions, in nats; 0 where N is 0
     "`kd_loss` of `hidden @ head.T`, with the same gradients, without ever holding logits of all positions; raises ValueError for wrong shapes"
-    _check(divergence, temperature, ce_weight, labels)
+    check_objective(divergence, temperature, ce_weight); _check_labels(ce_weight, labels)
     _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head, vocab)
     exact = torch.promote_types(student_hidden.dtype, torch.float32)
     teacher = (_autocast(teacher_hidden.detach()), _autocast(teacher_head.detach()), teacher_bias)

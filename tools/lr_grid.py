@@ -27,7 +27,7 @@ def main(arm, *rates):
     (teacher, tokenizer), rows = load_lm(toy.teacher), training_rows(toy, {})
     for rate in map(float, rates):
         out, (student, _) = ROOT/f'runs/lr-grid/{arm}-{rate:g}', load_lm(toy.student)
-        distill(student, teacher, tokenizer, rows, out, MODES[arm], KDConfig(lr=rate, batch_size=toy.batch_size, micro_batch=toy.micro_batch))
+        distill(student, teacher, tokenizer, rows, out, MODES[arm], KDConfig(lr=rate, batch_size=toy.batch_size))
         scores = evaluate(student.eval(), tokenizer, items, out=out/'dev', arm=arm, model_name=out.name, mode=MODES[arm], benchmark='toy',
                           max_new_tokens=toy.max_new_tokens if MODES[arm] == 'cot' else None)
         line = dict(arm=arm, lr=rate, rows=toy.rows, per_task=PER_TASK, **{r['task']: round(100 * r['correct'] / r['n'], 1) for r in scores})

@@ -186,7 +186,7 @@ def train(name):
                     part = loss(batch) / supervised
                     accelerator.backward(part * world)  # gradients are averaged over processes
                 total += part.detach()
-            tokens += sum(int(b['attention_mask'].sum()) for b in update)
+            tokens += sum(int((b['input_ids'] != tokenizer.pad_token_id).sum()) for b in update)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
             for part in stepped: part.step()
             model.zero_grad(); step += 1

@@ -1,0 +1,308 @@
+"Distillation where it is hard: half precision, padded heads, odd models, kills, several processes"
+import json, os, subprocess, sys
+
+import pytest, torch
+from transformers import (AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, Qwen2Config, TrainerCallback, TrainingArguments)
+
+from cotkd.cache import TeacherCache, supervised_hidden, write_cache
+from cotkd.data import InputError
+from cotkd.distill import KDConfig, KDTrainer, distill
+from cotkd.losses import DIVERGENCES, fused_kd_loss, kd_loss
+from cotkd.models import check_head, load_lm, read_head
+from cotkd.prompt import KDCollator, encode
+from cotkd.toy import make_toy
+
+TINY = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
+
+
+def tiny(config, seed=0):
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(scope='module')
+def tokenizer(): return load_lm('toy-teacher')[1]
+
+
+@pytest.fixture(scope='module')
+def rows(): return make_toy(['web_of_lies', 'navigate'], 40, seed=5)
+
+
+def trainer(student, teacher, tokenizer, rows, out, config=KDConfig(batch_size=8), callbacks=None, **args):
+    args = TrainingArguments(str(out), per_device_train_batch_size=config.batch_size, learning_rate=1e-3, logging_steps=1, report_to='none',
+                             use_cpu=True, disable_tqdm=True, **{'save_strategy': 'no', 'max_steps': 3} | args)
+    return KDTrainer(student, args, [encode(r, tokenizer) for r in rows], teacher=teacher, vocab=len(tokenizer), config=config, callbacks=callbacks)
+
+
+def losses(t): return [e['loss'] for e in t.state.log_history if 'loss' in e]
+
+
+# --- the loss
+
+def pair(seed, N=64, V=500, Hs=32, Ht=48, off=1.):
+    "Hidden states and heads of a teacher, and of a student that is `off` away from it"
+    g = torch.Generator().manual_seed(seed)
+    r = lambda *s: torch.randn(*s, generator=g)
+    t, U = r(N, Ht), r(V, Ht) * Ht**-.5 * 3
+    W = U[:, :Hs] + off * r(V, Hs) * .1
+    return t[:, :Hs].contiguous(), W, torch.cat([t[:, :Hs], t[:, Hs:] * off * .1], 1), U
+
+
+@pytest.mark.parametrize('name', list(DIVERGENCES))
+@pytest.mark.parametrize('off', [1., .05])
+def test_bfloat16_keeps_the_gradient(name, off):
+    h, W, t, U = (x.bfloat16() for x in pair(1, off=off))
+    exact = h.double().requires_grad_()
+    want = kd_loss(exact @ W.double().T, t.double() @ U.double().T, divergence=name)
+    want.backward()
+    h.requires_grad_()
+    got = fused_kd_loss(h, W, t, U, divergence=name)
+    got.backward()
+    if off < 1 and name == 'forward_kl': assert want < .006  # the student is close: the hard case
+    assert abs(got.item() / want.item() - 1) < 1e-4
+    assert (h.grad - exact.grad).norm() / exact.grad.norm() < 5e-3
+
+
+@pytest.mark.parametrize('name', list(DIVERGENCES))
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_a_student_equal_to_its_teacher_has_no_loss(name, dtype):
+    h, W, *_ = pair(2, V=1500)
+    W, h = torch.cat([W, 9 * torch.randn(128, 32)]).to(dtype), h.to(dtype)  # the last rows are padding, and loud
+    assert fused_kd_loss(h, W[:1564], h, W, vocab=1500, divergence=name).abs() < 1e-6
+    assert kd_loss((h @ W.T)[:, :1500], (h @ W.T)[:, :1500], divergence=name).abs() < 1e-6
+
+
+def test_weights_cross_entropy_and_autocast():
+    h, W, t, U = pair(3)
+    h.requires_grad_()
+    labels, weights = torch.randint(0, 500, (64,)), torch.rand(64)
+    options = dict(temperature=2., labels=labels, ce_weight=.3, t_squared=True)
+    got, want = fused_kd_loss(h, W, t, U, weights=weights, **options), kd_loss(h @ W.T, t @ U.T, weights, **options)
+    z = h.double() @ W.double().T
+    p, q = ((x / 2).softmax(-1) for x in (t.double() @ U.double().T, z))
+    by_hand = .7 * 4 * (p * (p / q).log()).sum(-1) + .3 * torch.nn.functional.cross_entropy(z, labels, reduction='none')
+    by_hand = (by_hand * weights).sum() / weights.sum()
+    for loss in (got, want):
+        assert abs(loss.item() / by_hand.item() - 1) < 1e-5
+        assert torch.allclose(*(torch.autograd.grad(x, h, retain_graph=True)[0] for x in (loss, by_hand.float())), rtol=1e-4, atol=1e-6)
+    with torch.autocast('cpu', torch.bfloat16): low = fused_kd_loss(h, W, t, U)
+    assert abs(low.item() / fused_kd_loss(h, W, t, U).item() - 1) < .02
+
+
+def test_a_frozen_head_gets_no_gradient_and_is_not_paid_for():
+    h, W, t, U = pair(4)
+    h.requires_grad_()
+    fused_kd_loss(h, W, t, U).backward()
+    frozen = h.grad.clone()
+    h.grad = None
+    fused_kd_loss(h, W.requires_grad_(), t, U).backward()
+    assert torch.equal(frozen, h.grad) and W.grad is not None
+
+
+@pytest.mark.parametrize('config', [CohereConfig(**TINY, logit_scale=.25), GraniteConfig(**TINY, logits_scaling=4.),
+                                    Gemma2Config(**TINY, head_dim=8, final_logit_softcapping=3.)], ids=lambda c: c.model_type)
+def test_scaled_and_capped_logits_are_those_of_the_model(config, tokenizer, rows, tmp_path):
+    config.vocab_size = len(tokenizer)
+    student, teacher = tiny(config), tiny(config, seed=1)
+    for m in (student, teacher): m.get_output_embeddings().weight.data *= 20
+    t = trainer(student, teacher, tokenizer, rows[:4], tmp_path, KDConfig(batch_size=4), max_steps=1)
+    t.train()
+    batch = KDCollator()([encode(r, tokenizer) for r in rows[:4]])
+    on = batch['labels'][:, 1:] != -100
+    fresh = tiny(config)
+    fresh.get_output_embeddings().weight.data *= 20
+    with torch.no_grad(): want = kd_loss(fresh(batch['input_ids']).logits[:, :-1], teacher(batch['input_ids']).logits[:, :-1], on)
+    assert losses(t)[0] == pytest.approx(want.item(), rel=1e-4)
+
+
+def test_a_model_with_another_head_is_refused():
+    odd = tiny(LlamaConfig(**TINY, vocab_size=64))
+    forward = odd.forward
+    odd.forward = lambda *a, **k: (out := forward(*a, **k)).__class__(logits=out.logits * 2)
+    with pytest.raises(InputError, match='cannot be distilled'): check_head(odd)
+    with pytest.raises(InputError, match='plain linear'):
+        from peft import LoraConfig, get_peft_model
+        read_head(get_peft_model(tiny(LlamaConfig(**TINY, vocab_size=64)), LoraConfig(target_modules=['lm_head'])))
+
+
+# --- the trainer
+
+@pytest.mark.parametrize('teacher, student', [
+    (Qwen2Config(**TINY, vocab_size=152_064), Qwen2Config(**TINY, vocab_size=151_936, tie_word_embeddings=True)),
+    (LlamaConfig(**TINY, vocab_size=2048), LlamaConfig(**TINY, vocab_size=2048)),
+    (LlamaConfig(**TINY, vocab_size=2048), LlamaConfig(**TINY, vocab_size=2112, tie_word_embeddings=True)),
+], ids=['qwen2, padded, tied', 'llama, untied', 'llama, tied'])
+def test_pairs_train_and_the_loss_falls(teacher, student, tokenizer, rows, tmp_path):
+    student = tiny(student, 1)
+    t = trainer(student, tiny(teacher), tokenizer, rows[:8], tmp_path, max_steps=5)
+    t.train()
+    assert losses(t)[-1] < losses(t)[0]
+    assert student(torch.tensor([[1, 2]])).logits.shape[1] == 2  # an ordinary model again
+
+
+def test_adapters_are_trained_and_merged(tokenizer, rows, tmp_path):
+    student, teacher = load_lm('toy-student')[0], load_lm('toy-teacher')[0]
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    distill(student, teacher, tokenizer, rows, tmp_path/'lora', 'cot', KDConfig(batch_size=8, lora_rank=4))
+    after = load_lm(tmp_path/'lora')[0].state_dict()
+    assert before.keys() == after.keys()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed and all('_proj' in k for k in changed)  # neither norms nor embeddings nor head
+    assert not list((tmp_path/'lora').glob('adapter*'))
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step): self.step = step
+    def on_step_end(self, args, state, control, **kw): control.should_training_stop |= state.global_step == self.step
+
+
+def test_a_stopped_training_goes_on_exactly(tokenizer, rows, tmp_path):
+    def run(out, callbacks=None, resume=None):  # 5 updates an epoch; stops in the middle of the second
+        t = trainer(load_lm('toy-student')[0], load_lm('toy-teacher')[0], tokenizer, rows, out, callbacks=callbacks, max_steps=15,
+                    save_strategy='steps', save_steps=7)
+        t.train(resume_from_checkpoint=resume)
+        return t
+    whole = run(tmp_path/'whole')
+    run(tmp_path/'stopped', [StopAt(8)])
+    again = run(tmp_path/'stopped', resume=str(tmp_path/'stopped/checkpoint-7'))
+    assert losses(again)[-8:] == losses(whole)[-8:]
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), whole.model.parameters()))
+
+
+def test_wrong_arguments_are_refused(tokenizer, rows, tmp_path):
+    student, teacher = load_lm('toy-student')[0], load_lm('toy-teacher')[0]
+    with pytest.raises(InputError, match='gradient_accumulation_steps is 2'):
+        trainer(student, teacher, tokenizer, rows, tmp_path, gradient_accumulation_steps=2)
+    with pytest.raises(InputError, match="'kl'"): KDConfig(divergence='kl')
+    cache = TeacherCache(write_cache('toy-teacher', rows[:4], tmp_path/'cache'))
+    with pytest.raises(InputError, match='40 rows, but a cache of 4'): trainer(student, cache, tokenizer, rows, tmp_path)
+
+
+# --- the cache
+
+def test_cached_and_live_training_are_the_same(tokenizer, rows, tmp_path):
+    cache = TeacherCache(write_cache('toy-teacher', rows, tmp_path/'cache'))
+    live, cached = (trainer(load_lm('toy-student')[0], t, tokenizer, rows, tmp_path, max_steps=50) for t in (load_lm('toy-teacher')[0], cache))
+    live.train(); cached.train()
+    assert losses(cached) == pytest.approx(losses(live), rel=1e-5)
+
+
+KILLS = '''
+import json, os, random, signal, sys, time
+import cotkd.cache as c
+rows, whole, killed = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3]
+c.FILE_BYTES = 1 << 13  # many small files
+
+def write(out):  # in a process of its own
+    if pid := os.fork(): return pid
+    c.write_cache('toy-teacher', rows, out)
+    os._exit(0)
+
+start = time.time()
+assert os.waitpid(write(whole), 0)[1] == 0
+seconds, dice, kills = time.time() - start, random.Random(0), 0
+while kills < 20:
+    pid = write(killed)
+    time.sleep(dice.uniform(.2, 1) * seconds)
+    os.kill(pid, signal.SIGKILL)
+    if os.waitpid(pid, 0)[1] == signal.SIGKILL: kills += 1
+    files = sorted(name for name in (os.listdir(killed) if os.path.isdir(killed) else []) if name.startswith('hidden') and not name.endswith('tmp'))
+    print('killed with', len(files), 'files there')
+    for name in dice.sample(files, len(files) * 2 // 3): os.remove(os.path.join(killed, name))  # so that there is work left for the next
+assert os.waitpid(write(killed), 0)[1] == 0
+'''
+
+
+def test_twenty_kills_leave_the_same_cache(rows, tmp_path):
+    (tmp_path/'rows.json').write_text(json.dumps(rows))
+    done = subprocess.run([sys.executable, '-c', KILLS, *(str(tmp_path/n) for n in ('rows.json', 'whole', 'killed'))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    content = lambda out: {p.name: p.read_bytes() for p in out.iterdir() if p.suffix != '.tmp'}
+    assert content(tmp_path/'killed') == content(tmp_path/'whole')
+    there = {int(line.split()[2]) for line in done.stdout.splitlines() if line.startswith('killed with')}
+    assert len(there) > 3 and len(content(tmp_path/'whole')) > 20  # they were killed at different places
+
+
+def test_a_flipped_byte_in_any_file_is_named(rows, tmp_path):
+    cache = write_cache('toy-teacher', rows[:6], tmp_path/'cache')
+    for path in sorted(cache.iterdir()):
+        whole = path.read_bytes()
+        for place in (9, len(whole) // 2, len(whole) - 3):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1:])
+            with pytest.raises(InputError, match=path.name): TeacherCache(cache)
+        path.write_bytes(whole)
+    assert len(TeacherCache(cache)) == 6
+
+
+def test_a_cache_of_something_else_is_refused(tokenizer, rows, tmp_path):
+    cache = TeacherCache(write_cache('toy-teacher', rows[:4], tmp_path/'cache', 'direct'))
+    other = load_lm('toy-student')[1]
+    other.add_tokens(['extra'])
+    for arguments, words in ((('toy-student', tokenizer, rows[:4], 'direct'), 'teacher of it'), (('toy-teacher', tokenizer, rows[:5], 'direct'), 'rows of it'),
+                             (('toy-teacher', tokenizer, rows[:4], 'cot'), 'mode, prompt of it'), (('toy-teacher', other, rows[:4], 'direct'), 'tokenizer of it')):
+        with pytest.raises(InputError, match=words): cache.check(*arguments)
+    cache.check('toy-teacher', tokenizer, rows[:4], 'direct')
+
+
+# --- several processes
+
+MANY = '''
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_kd import *
+tokenizer, rows = load_lm('toy-teacher')[1], make_toy(['web_of_lies', 'navigate'], 40, seed=5)
+world = int(os.environ.get('WORLD_SIZE', 1))
+t = trainer(load_lm('toy-student')[0], load_lm('toy-teacher')[0], tokenizer, rows, sys.argv[2], KDConfig(batch_size=8 // world, micro_tokens=250), max_steps=5,
+            max_grad_norm=.5, optim='sgd')
+t.train()
+if t.is_world_process_zero(): torch.save(dict(losses=losses(t), weights=[p.detach() for p in t.model.parameters()]), sys.argv[3])
+'''
+
+SHARDED = '''
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, sys.argv[1])
+from torch.distributed.fsdp import fully_shard
+from types import MethodType
+from test_kd import *
+dist.init_process_group('gloo')
+tokenizer, rows = load_lm('toy-teacher')[1], make_toy(['web_of_lies', 'navigate'], 4, seed=5)
+batch = KDCollator()([encode(r, tokenizer) for r in rows])
+for tie in (False, True):
+    teacher = load_lm('toy-teacher')[0]
+    def student():
+        s = load_lm('toy-student')[0]
+        if tie: s.lm_head.weight = s.model.embed_tokens.weight
+        return s
+    with torch.no_grad(): hidden = supervised_hidden(teacher, batch)
+    def forward(self, batch): return fused_kd_loss(supervised_hidden(self, batch), read_head(self).weight, hidden, teacher.lm_head.weight)
+    whole = student(); loss = forward(whole, batch); loss.backward()
+    shards = student()
+    for layer in shards.model.layers: fully_shard(layer)
+    fully_shard(shards)
+    shards.forward = MethodType(forward, shards)
+    other = shards(batch); other.backward()
+    assert abs(other.item() / loss.item() - 1) < 1e-6
+    for (name, a), b in zip(whole.named_parameters(), shards.parameters()):
+        assert torch.allclose(a.grad, b.grad.full_tensor(), rtol=1e-4, atol=1e-6), (tie, name)
+dist.destroy_process_group()
+'''
+
+
+def in_processes(script, n, *args):
+    here = os.path.dirname(__file__)
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(n), '--master_port', '0', '--standalone', script, here, *map(str, args)],
+                          capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_do_the_same_as_one(tmp_path):
+    (tmp_path/'many.py').write_text(MANY)
+    for n in (1, 2): in_processes(tmp_path/'many.py', n, tmp_path/'out', tmp_path/f'{n}.pt')
+    one, two = (torch.load(tmp_path/f'{n}.pt') for n in (1, 2))
+    assert two['losses'] == pytest.approx(one['losses'], rel=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one['weights'], two['weights']))
+
+
+def test_sharded_parameters_give_the_same_gradients(tmp_path):
+    (tmp_path/'sharded.py').write_text(SHARDED)
+    in_processes(tmp_path/'sharded.py', 2)
