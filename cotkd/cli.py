@@ -8,7 +8,7 @@ __all__ = ['parser', 'main']
 # %% ../nbs/13_cli.ipynb #5981cf54
 import argparse, shlex, sys
 
-# %% ../nbs/13_cli.ipynb #8579a6c9
+# %% ../nbs/13_cli.ipynb #199c115f
 def _run(a):
     from cotkd.experiment import configure, plan, run
     from cotkd.data import InputError
@@ -26,16 +26,16 @@ def _rows(a):
 def _distill(a):
     from cotkd.cache import TeacherCache
     from cotkd.distill import KDConfig, distill
-    from cotkd.models import align_vocab, load_lm, load_tokenizer
+    from cotkd.models import align_vocab, load_lm, load_tokenizer, weights_id
     config = KDConfig(lr=a.lr, batch_size=a.batch_size, micro_tokens=a.micro_tokens, epochs=a.epochs, divergence=a.divergence,
                       temperature=a.temperature, lora_rank=a.lora_rank, seed=a.seed)
     tokenizer, mode = load_tokenizer(a.teacher), 'cot' if a.rationales else 'direct'
-    align_vocab(tokenizer, load_tokenizer(a.student))
+    vocab = align_vocab(tokenizer, load_tokenizer(a.student))
     rows = _rows(a)
-    if a.cache: (teacher := TeacherCache(a.cache)).check(a.teacher, tokenizer, rows, mode)
+    if a.cache: (teacher := TeacherCache(a.cache)).check(dict(teacher=weights_id(a.teacher)))
     else: teacher, _ = load_lm(a.teacher)
     cost = distill(load_lm(a.student)[0], teacher, tokenizer, rows, a.out, mode, config,
-                   dict(teacher=a.teacher, student=a.student, data=a.data), resume=a.resume)
+                   dict(teacher=a.teacher, student=a.student, data=a.data), resume=a.resume, vocab=vocab)
     print(f"{a.out}: {cost['updates']:,} updates, {cost['supervised_tokens']:,} supervised tokens, {cost['flops']:.2g} FLOPs")
 
 def _cache(a):

@@ -21,13 +21,13 @@ from tqdm import tqdm
 class InputError(ValueError):
     "A mistake in the user's input: the value received, what was expected, how to fix it"
 
-# %% ../nbs/01_data.ipynb #c71d13cf
+# %% ../nbs/01_data.ipynb #d64be4a7
 def write_json(
     path, # file
     record, # anything JSON can hold
 ):
     "Write a JSON file in one step: whoever reads it sees the old one or the new one"
-    tmp = Path(f'{path}.tmp')
+    tmp = Path(f'{path}.{os.getpid()}.tmp') # of this process alone, where several write the same
     tmp.write_text(json.dumps(record, indent=1) + '\n')
     os.replace(tmp, path)
 

@@ -222,7 +222,7 @@ def _claim(out, config): # the config to go on with: the one that is there, if i
     write_json(path, config)
     return config
 
-# %% ../nbs/12_experiment.ipynb #2eb84b0a
+# %% ../nbs/12_experiment.ipynb #53ffba91
 def _score(model, tokenizer, arm, name, seed, kind, items, experiment, out, bbh): # both prompts; the one it was not trained for on a sample
     for mode in ('cot', 'direct'):
         evaluate(model, tokenizer, items, out=out, arm=arm, model_name=name, mode=mode, shots=experiment.shots, seed=seed, benchmark=kind,
@@ -233,11 +233,11 @@ def _train(arm, seed, teacher, tokenizer, rows, experiment, out):
     config = KDConfig(lr=getattr(experiment, f'{arm}_lr'), batch_size=experiment.batch_size, epochs=experiment.epochs,
                       lora_rank=experiment.lora_rank, seed=seed)
     student, other = load_lm(experiment.student)
-    align_vocab(tokenizer, other)
     names = dict(teacher=experiment.teacher, student=experiment.student, data=experiment.data)
-    return dict(distill(student, teacher, tokenizer, rows, out/'models'/f'{arm}-{seed}', MODES[arm], config, names, title=f'train {arm}'), lr=config.lr)
+    return dict(distill(student, teacher, tokenizer, rows, out/'models'/f'{arm}-{seed}', MODES[arm], config, names,
+                        title=f'train {arm}', vocab=align_vocab(tokenizer, other)), lr=config.lr)
 
-# %% ../nbs/12_experiment.ipynb #cf30c5bb
+# %% ../nbs/12_experiment.ipynb #d8c2b4ec
 def run(
     experiment:Experiment,
     out, # run directory
@@ -250,14 +250,14 @@ def run(
     out, (kind, items) = Path(out), benchmark_items(experiment, bbh)
     config = _claim(out, dict(preset=preset, settings=asdict(experiment), benchmark=kind, seeds=seeds, versions=_versions(), command=command, cost={}))
     print(f"{sum(map(len, items.values())):,} {'items of BIG-Bench-Hard' if kind == 'bbh' else 'held-out toy problems (COTKD_BBH is not set)'}, {len(items)} tasks")
-    (teacher, tokenizer), (student, _) = load_lm(experiment.teacher), load_lm(experiment.student)
+    teacher, tokenizer = load_lm(experiment.teacher)
     rows = training_rows(experiment, items, out/'quarantine.jsonl')
     for seed in range(seeds):
         for arm in MODES:
             cost = _train(arm, seed, teacher, tokenizer, rows, experiment, out)
             config['cost'].setdefault(arm, cost); write_json(out/'config.json', config)
     _score(teacher, tokenizer, 'teacher', experiment.teacher, 0, kind, items, experiment, out, bbh)
-    _score(student, tokenizer, 'student', experiment.student, 0, kind, items, experiment, out, bbh)
+    _score(load_lm(experiment.student)[0], tokenizer, 'student', experiment.student, 0, kind, items, experiment, out, bbh)
     for seed in range(seeds):
         for arm in MODES:
             _score(load_lm(out/'models'/f'{arm}-{seed}')[0], tokenizer, arm, f'models/{arm}-{seed}', seed, kind, items, experiment, out, bbh)

@@ -168,13 +168,13 @@ def _differentiate(Z, T, labels, weights, value_and_grad): # student logits Z (n
         total = total + value @ weights[s]
     return total
 
-# %% ../nbs/04_losses.ipynb #1aae3d89
+# %% ../nbs/04_losses.ipynb #dc07736a
 class _FusedKD(torch.autograd.Function):
     "Loss and gradients in one pass over the positions, a chunk at a time"
     @staticmethod
-    def forward(ctx, hidden, head, bias, teacher, labels, weights, vocab, value_and_grad):
+    def forward(ctx, hidden, head, bias, teacher, labels, weights, vocab, value_and_grad, train):
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        wanted = ctx.needs_input_grad[:3]
+        wanted = [train and needed for needed in ctx.needs_input_grad[:3]]
         ctx.grads = [torch.zeros_like(x, dtype=exact) if want else None for x, want in zip((hidden, head, bias), wanted)]
         grad_hidden, *grad_rows = ctx.grads
         cut = lambda x: None if x is None else x[:vocab]
@@ -194,7 +194,7 @@ class _FusedKD(torch.autograd.Function):
     def backward(ctx, upstream):
         if ctx.grads is None: raise RuntimeError('the fused loss hands out its gradients once: compute it again for a second backward pass')
         grads, ctx.grads = ctx.grads, None
-        return (*(None if g is None else g.mul_(upstream) for g in grads), *[None] * 5)
+        return (*(None if g is None else g.mul_(upstream) for g in grads), *[None] * 6)
 
 # %% ../nbs/04_losses.ipynb #04ecbff8
 def _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head, vocab):
@@ -211,7 +211,7 @@ def _autocast(x): # what autocast would make of an argument of a product
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x
 
-# %% ../nbs/04_losses.ipynb #f4da82c0
+# %% ../nbs/04_losses.ipynb #9ddc7fe4
 def fused_kd_loss(
     student_hidden, # (N, Hs) last hidden states at the supervised positions, times the model's logit scale if it has one
     student_head, # (V, Hs); if it is frozen, no gradient is computed for it
@@ -235,4 +235,5 @@ def fused_kd_loss(
     value_and_grad = partial(_value_and_grad, divergence=divergence, temperature=temperature, ce_weight=ce_weight, t_squared=t_squared,
                              student_softcap=student_softcap, teacher_softcap=teacher_softcap)
     with torch.autocast(student_hidden.device.type, enabled=False):
-        return _FusedKD.apply(*student, teacher, labels, _normalised(weights, student_hidden, exact), vocab or len(student_head), value_and_grad)
+        return _FusedKD.apply(*student, teacher, labels, _normalised(weights, student_hidden, exact), vocab or len(student_head), value_and_grad,
+                              torch.is_grad_enabled())

@@ -37,7 +37,7 @@ def encode(
     spans = [(start >= ends[0]) + (start >= ends[1]) for start, _ in text['offset_mapping']]
     return dict(input_ids=text['input_ids'] + [tokenizer.eos_token_id], spans=spans + [ANSWER])
 
-# %% ../nbs/02_prompt.ipynb #e63a64f0
+# %% ../nbs/02_prompt.ipynb #318f54ba
 class KDCollator:
     "Encoded examples as one batch of tensors"
     def __init__(self,
@@ -48,7 +48,7 @@ class KDCollator:
 
     def __call__(self,
         examples:list, # dicts of `input_ids`, `spans` and maybe `teacher_hidden`, (supervised tokens, H)
-    )->dict: # `input_ids`, `position_ids`, `labels`, `weights`: each (B, T); `teacher_hidden` (N, H)
+    )->dict: # `input_ids`, `labels`, `weights` and, if packed, `position_ids`: each (B, T); `teacher_hidden` (N, H) where a label is
         T = max(len(e['input_ids']) for e in examples)
         def rows(of, fill): # one list per example -> (B, T)
             lists = [list(of(e)) for e in examples]
@@ -58,7 +58,8 @@ class KDCollator:
         batch = dict(input_ids=rows(lambda e: e['input_ids'], self.pad_id), position_ids=rows(lambda e: range(len(e['input_ids'])), 0),
                      labels=rows(labels, -100), weights=rows(weights, 0.))
         if not self.pack: del batch['position_ids'] # padded rows count from 0 anyway
-        if 'teacher_hidden' in examples[0]: batch['teacher_hidden'] = torch.cat([e['teacher_hidden'] for e in examples])
+        if 'teacher_hidden' in examples[0]: # of every rationale and answer token
+            batch['teacher_hidden'] = torch.cat([e['teacher_hidden'][[w > 0 for w, s in zip(weights(e), e['spans']) if s != QUESTION]] for e in examples])
         return batch
 
 # %% ../nbs/02_prompt.ipynb #49ad5d3a

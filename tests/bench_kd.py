@@ -16,6 +16,7 @@ from cotkd.cache import TeacherCache, write_cache
 from cotkd.data import load_cot
 from cotkd.distill import KDConfig, KDTrainer
 from cotkd.losses import fused_kd_loss
+import cotkd.losses as losses
 from cotkd.models import drop_layers, load_lm
 from cotkd.prompt import KDCollator, encode
 
@@ -70,14 +71,28 @@ def liger(h, W, t, U):
     return loss(h, W, t, U, torch.zeros(len(h), dtype=torch.long, device=h.device))
 
 
-def compiled(): # the arithmetic between the products in generated kernels
-    import cotkd.losses as losses
-    eager, fast = losses._value_and_grad, torch.compile(losses._value_and_grad, dynamic=True)
-    def loss(*args):
-        losses._value_and_grad = fast
-        try: return fused_kd_loss(*args)
-        finally: losses._value_and_grad = eager
+def patched(name, other): # the fused loss with one of its parts exchanged
+    mine = getattr(losses, name)
+    def loss(h, *rest):
+        setattr(losses, name, other(len(h)) if name == '_push' else other)
+        try: return fused_kd_loss(h, *rest)
+        finally: setattr(losses, name, mine)
     return loss
+
+
+def compiled(): return patched('_value_and_grad', torch.compile(losses._value_and_grad, dynamic=True)) # the arithmetic between the products
+
+
+def filtered(bound): # backward products without columns whose gradient is below `bound` everywhere; the mean of their rows stands in for them
+    def push_for(N):
+        def push(G, hidden, head, grad_hidden, grad_head, grad_bias):
+            keep = (G.abs().amax(0) >= bound / N).nonzero()[:, 0]
+            kept, rows = G[:, keep], head[keep]
+            left_out = (head.sum(0) - rows.sum(0)) / max(len(head) - len(keep), 1)
+            grad_hidden += kept @ rows - kept.sum(1, keepdim=True) * left_out # each row of G sums to zero
+            grad_head.index_add_(0, keep, kept.T @ hidden)
+        return push
+    return patched('_push', push_for)
 
 
 def products(h, W, t, U): # the matrix products that cannot be avoided, and nothing else
@@ -106,7 +121,8 @@ def bench_op(args):
     flops = 2*N*V*(Hs + Ht) + 4*N*V*Hs
     with torch.no_grad(): floor = seconds(products(h.detach(), W.detach(), t, U), args.device, args.repeats + 1)
     want, rows = None, []
-    peers = dict(naive=naive, cotkd=fused_kd_loss, trl=trl, liger=liger) | ({'cotkd, compiled': compiled()} if args.compile else {})
+    peers = dict(naive=naive, cotkd=fused_kd_loss, trl=trl, liger=liger) | ({'cotkd, compiled': compiled()} if args.compile else {}) | \
+            {f'cotkd, filtered at {bound:g}': filtered(bound) for bound in args.filter}
     for name, f in peers.items():
         def step():
             h.grad = W.grad = None
@@ -198,6 +214,7 @@ def main():
     parser.add_argument('--inputs', help='hidden states and heads of real models instead of random ones: a torch file of four tensors')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16')); parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
     parser.add_argument('--compile', action='store_true', help='also time the op with torch.compile')
+    parser.add_argument('--filter', type=float, nargs='+', default=[], metavar='BOUND', help='also time the op (float32) without negligible columns')
     parser.add_argument('--repeats', type=int, default=3, help='timed runs of the op, of which the best counts')
     parser.add_argument('--model', help='directory of the teacher (SmolLM2-135M)'); parser.add_argument('--data', help='rows with rationales')
     parser.add_argument('--rows', type=int, default=8, help='per update'); parser.add_argument('--updates', type=int, default=13, help='the first is not timed')

@@ -111,3 +111,32 @@ def test_distill_then_eval_on_bbh(tmp_path, bbh_dir, capsys):
     refused(capsys, ['eval', '--model', 'toy-teacher', '--bbh', bbh_dir, '--tasks', 'web_of_lies', '--mode', 'direct', '--shots', '0',
                      '--arm', 'kd', '--limit', '5', '--out', scores], 'another')
     assert main(['gains', scores]) is None
+
+
+def test_a_cache_by_shards_then_distill_from_it(tmp_path, capsys):
+    from cotkd.cli import main
+    from cotkd.toy import EVALUATED, make_toy
+    (tmp_path/'rows.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in make_toy(EVALUATED, 24)))
+    what = ['--teacher', 'toy-teacher', '--data', str(tmp_path/'rows.jsonl'), '--rationales']
+    student = [*what, '--student', 'toy-student', '--lr', '1e-3']
+    cache = ['cache', *what, '--out', str(tmp_path/'cache')]
+    refused(capsys, [*cache, '--shard', '2'], "'2'", 'i/n')
+    assert main([*cache, '--shard', '2/2']) is None
+    refused(capsys, ['distill', *student, '--out', tmp_path/'a', '--cache', tmp_path/'cache'], 'not there yet')
+    assert main([*cache, '--shard', '1/2']) is None
+    for arguments in ([], ['--cache', str(tmp_path/'cache')]):
+        assert main(['distill', *student, '--out', str(tmp_path/f'out{len(arguments)}'), *arguments]) is None
+    live, cached = ([json.loads(line)['loss'] for line in (tmp_path/name/'log.jsonl').read_text().splitlines()] for name in ('out0', 'out2'))
+    assert cached == pytest.approx(live, rel=1e-5)
+    refused(capsys, ['distill', *student[:4], '--no-rationales', *student[5:], '--out', tmp_path/'b', '--cache', tmp_path/'cache'], 'mode, prompt')
+    refused(capsys, ['distill', *student, '--divergence', 'kl', '--out', tmp_path/'b'], "'kl'", 'forward_kl')
+    refused(capsys, ['distill', *student, '--temperature', '0', '--out', tmp_path/'b'], 'temperature is 0')
+    assert not (tmp_path/'b').exists()
+
+
+def test_plan_needs_no_model(capsys):
+    from cotkd.cli import main
+    assert main(['plan', 'llama2', '--gpu', 'H100']) is None
+    assert 'hours cached' in capsys.readouterr().out
+    refused(capsys, ['plan', 'toy', '--gpu', 'A1'], "'A1'", 'H100')
+    refused(capsys, ['plan', 'qwem'], "'qwem'", 'qwen')

@@ -4,7 +4,7 @@ import json, os, subprocess, sys
 import pytest, torch
 from transformers import (AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, Qwen2Config, TrainerCallback, TrainingArguments)
 
-from cotkd.cache import TeacherCache, supervised_hidden, write_cache
+from cotkd.cache import TeacherCache, fingerprint, supervised_hidden, write_cache
 from cotkd.data import InputError
 from cotkd.distill import KDConfig, KDTrainer, distill
 from cotkd.losses import DIVERGENCES, fused_kd_loss, kd_loss
@@ -169,6 +169,47 @@ def test_a_stopped_training_goes_on_exactly(tokenizer, rows, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), whole.model.parameters()))
 
 
+def test_a_torn_checkpoint_is_passed_over(tokenizer, rows, tmp_path, monkeypatch):
+    import cotkd.distill as d
+    def run(out, resume=True): return distill(load_lm('toy-student')[0], load_lm('toy-teacher')[0], tokenizer, rows, out, 'cot', KDConfig(batch_size=4), resume=resume)
+    arguments = d._arguments
+    def often(*a): args = arguments(*a); args.save_steps, args.save_total_limit = 3, None; return args
+    monkeypatch.setattr(d, '_arguments', often)
+    run(tmp_path/'whole')
+    monkeypatch.setattr(d, '_finish', lambda *a: None)  # as if killed just before the end
+    run(tmp_path/'killed')
+    monkeypatch.undo()
+    (tmp_path/'killed/checkpoint-9/trainer_state.json').write_text('{"torn')
+    with pytest.raises(InputError, match='--resume'): run(tmp_path/'killed', resume=False)
+    run(tmp_path/'killed')
+    assert all(torch.equal(a, b) for a, b in zip(*(load_lm(tmp_path/n)[0].parameters() for n in ('whole', 'killed'))))
+    assert not list((tmp_path/'killed').glob('checkpoint-*'))
+    with pytest.raises(InputError, match='rows'): distill(None, None, tokenizer, rows[1:], tmp_path/'whole', 'cot', KDConfig(batch_size=4))
+
+
+def test_a_finished_trainer_leaves_nothing_in_memory(tokenizer, rows, tmp_path, monkeypatch):
+    import weakref
+    import cotkd.distill as d
+    seen = []
+    class Watch(KDTrainer):
+        def __init__(self, *a, **k): super().__init__(*a, **k); seen.append(weakref.ref(self))
+    monkeypatch.setattr(d, 'KDTrainer', Watch)
+    distill(load_lm('toy-student')[0], load_lm('toy-teacher')[0], tokenizer, rows[:8], tmp_path/'out', 'cot', KDConfig(batch_size=8))
+    assert seen[0]() is None
+
+
+def test_a_longer_teacher_vocabulary_is_cut_and_weights_fit_a_cache(rows, tmp_path):
+    teacher, tokenizer = load_lm('toy-teacher')
+    tokenizer.add_tokens(['extra'])  # of the teacher alone
+    distill(load_lm('toy-student')[0], teacher, tokenizer, rows[:8], tmp_path/'out', 'cot', KDConfig(batch_size=8), vocab=len(tokenizer) - 1)
+    plain = load_lm('toy-teacher')[1]
+    cache = TeacherCache(write_cache('toy-teacher', rows[:8], tmp_path/'cache'))
+    only_answers = KDConfig(batch_size=8, rationale_weight=0.)
+    live, cached = (trainer(load_lm('toy-student')[0], t, plain, rows[:8], tmp_path, only_answers, max_steps=2) for t in (teacher, cache))
+    live.train(); cached.train()
+    assert losses(cached) == pytest.approx(losses(live), rel=1e-5)
+
+
 def test_wrong_arguments_are_refused(tokenizer, rows, tmp_path):
     student, teacher = load_lm('toy-student')[0], load_lm('toy-teacher')[0]
     with pytest.raises(InputError, match='gradient_accumulation_steps is 2'):
@@ -240,11 +281,17 @@ def test_a_cache_of_something_else_is_refused(tokenizer, rows, tmp_path):
     other.add_tokens(['extra'])
     for arguments, words in ((('toy-student', tokenizer, rows[:4], 'direct'), 'teacher of it'), (('toy-teacher', tokenizer, rows[:5], 'direct'), 'rows of it'),
                              (('toy-teacher', tokenizer, rows[:4], 'cot'), 'mode, prompt of it'), (('toy-teacher', other, rows[:4], 'direct'), 'tokenizer of it')):
-        with pytest.raises(InputError, match=words): cache.check(*arguments)
-    cache.check('toy-teacher', tokenizer, rows[:4], 'direct')
+        with pytest.raises(InputError, match=words): cache.check(fingerprint(*arguments))
+    cache.check(fingerprint('toy-teacher', tokenizer, rows[:4], 'direct'))
 
 
 # --- several processes
+
+DISTILL = '''
+import sys
+from cotkd.cli import main
+sys.exit(main(['distill', '--teacher', 'toy-teacher', '--student', 'toy-student', '--data', sys.argv[2], '--rationales', '--out', sys.argv[3], '--lr', '1e-3']))
+'''
 
 MANY = '''
 import sys, torch
@@ -306,3 +353,11 @@ def test_two_processes_do_the_same_as_one(tmp_path):
 def test_sharded_parameters_give_the_same_gradients(tmp_path):
     (tmp_path/'sharded.py').write_text(SHARDED)
     in_processes(tmp_path/'sharded.py', 2)
+
+
+def test_the_command_line_in_two_processes(rows, tmp_path):
+    (tmp_path/'distill.py').write_text(DISTILL)
+    (tmp_path/'rows.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    for _ in range(2): in_processes(tmp_path/'distill.py', 2, tmp_path/'rows.jsonl', tmp_path/'out')  # the second time there is nothing to do
+    assert json.loads((tmp_path/'out/distill.json').read_text())['cost']['updates'] == 3  # 40 rows, 2 x 8 at a time
+    load_lm(tmp_path/'out')
