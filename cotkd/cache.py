@@ -97,7 +97,7 @@ def _predict(teacher, encoded, counts, todo, collate, out): # print disk and tim
     seconds = sum(len(encoded[i]['input_ids']) for a, b in todo.values() for i in range(a, b)) / speed
     print(f'cache {out.name}: {tokens:,} supervised tokens in {len(todo)} files, {size / 1e9:.3f} GB ({free / 1e9:.0f} GB free), about {seconds / 60:.1f} minutes')
 
-# %% ../nbs/05_cache.ipynb #3b20a5a4
+# %% ../nbs/05_cache.ipynb #b1fd6f88
 def write_cache(
     teacher:str, # as for `load_lm`
     rows, # list of dicts (or a Dataset) with source, target, rationale
@@ -117,7 +117,7 @@ def write_cache(
     counts = [sum(s > 0 for s in e['spans']) for e in encoded]
     about['files'] = _file_rows(counts, width * head.weight.element_size())
     _claim(out, about)
-    mine = {i: r for i, r in enumerate(about['files']) if i % shard[1] == shard[0] % shard[1]}
+    mine = {i: r for i, r in enumerate(about['files']) if i % shard[1] == (shard[0] - 1) % shard[1]}
     if 0 in mine and not _find(out, 'head'):
         _save({k: v.detach().cpu().contiguous() for k, v in head._asdict().items() if torch.is_tensor(v)}, out, 'head')
     todo = {i: r for i, r in mine.items() if not _find(out, f'hidden-{i:05}')}
