@@ -83,11 +83,10 @@ def _hidden_of(teacher, encoded, collate): # hidden states of some rows, (tokens
         for i, h in zip(group, hidden): parts[i] = h
     return torch.cat(parts)
 
-# %% ../nbs/05_cache.ipynb #7cdf0bcb
+# %% ../nbs/05_cache.ipynb #d07791f9
 def _predict(teacher, encoded, counts, todo, collate, out): # print disk and time for the files in `todo`
-    head, width = read_head(teacher).weight, read_head(teacher).weight.element_size() * teacher.config.get_text_config().hidden_size
-    tokens = sum(sum(counts[a:b]) for a, b in todo.values())
-    size, free = tokens * width + head.nbytes, shutil.disk_usage(out).free
+    head, tokens = read_head(teacher).weight, sum(sum(counts[a:b]) for a, b in todo.values()) # head: (V, H)
+    size, free = tokens * head[0].nbytes + head.nbytes, shutil.disk_usage(out).free
     if size > free: raise InputError(f'{out} needs {size / 1e9:.1f} GB for {tokens:,} supervised tokens, but {free / 1e9:.1f} GB are free: '
                                      'choose another disk, or fewer rows')
     sample = [encoded[i] for a, b in todo.values() for i in range(a, b)][:16]

@@ -125,14 +125,14 @@ def kd_loss(
     value_and_grad = partial(_value_and_grad, divergence=divergence, temperature=temperature, ce_weight=ce_weight, t_squared=t_squared)
     return _KD.apply(student_logits.to(exact), teacher_logits.detach().to(exact), labels, _normalised(mask, student_logits, exact), value_and_grad)
 
-# %% ../nbs/04_losses.ipynb #b7a57d1e
+# %% ../nbs/04_losses.ipynb #042d3ce4
 def _strips(head, exact): # slices of the vocabulary that are projected in one product
     V, step = len(head), len(head) if head.dtype == exact else 1 << 15
     return [slice(i, min(i + step, V)) for i in range(0, V, step)]
 
 def _mm(a, b, exact): # a @ b, summed and returned in the dtype `exact`
     if a.dtype == b.dtype == exact: return a @ b
-    if b.is_cuda: return torch.mm(a.to(b.dtype), b, out_dtype=exact)
+    if b.is_cuda and b.itemsize == 2: return torch.mm(a.to(b.dtype), b, out_dtype=exact)
     return a.to(exact) @ b.to(exact)
 
 def _add_mm(out, a, b): # out += a @ b
