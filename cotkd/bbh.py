@@ -8,13 +8,13 @@ __all__ = ['NLP', 'ALGORITHMIC', 'BBH_TASKS', 'BBH_COUNTS', 'HUB', 'REVISION', '
            'read_shots', 'few_shot_prompt', 'extract_answer', 'is_correct', 'read_results', 'write_result',
            'prediction_path', 'sample_rows', 'evaluate', 'rescore']
 
-# %% ../nbs/08_bbh.ipynb #f6c3f42c
+# %% ../nbs/08_bbh.ipynb #ff908294
 import difflib, hashlib, json, os, random, re, sys, zlib
 from collections import namedtuple
 from pathlib import Path
 from tqdm import tqdm
 from .data import InputError
-from .generate import context_length, cut, generate_batch
+from .generate import context_length, cut, encode_prompts, generate_batch
 from .prompt import MODES, chat_prompt, format_example
 
 # %% ../nbs/08_bbh.ipynb #03caa728
@@ -208,20 +208,19 @@ def sample_rows(task:str, total:int, limit:int=None)->list: # row numbers, ascen
     if limit is None or limit >= total: return list(range(total))
     return sorted(random.Random(f'bbh sample of {task}').sample(range(total), limit))
 
-# %% ../nbs/08_bbh.ipynb #ef29d275
+# %% ../nbs/08_bbh.ipynb #b314a9a9
 Job = namedtuple('Job', 'row prompts targets stop max_new_tokens') # prompts, targets: {index: text}
 
 def _plan_task(model, tokenizer, examples:list, rows:list, row:dict, source=None, max_new_tokens:int=None, skip_long:bool=False)->Job:
     "What is asked of this model: `rows` of all `examples` of a task; `row` is the result to be, as far as it is known"
     prompts = {i: few_shot_prompt(row['task'], examples[i]['input'], row['mode'], row['shots'], source) for i in rows}
     if row['chat']: prompts = {i: chat_prompt(p, tokenizer) for i, p in prompts.items()}
-    count = lambda texts: [len(r) for r in tokenizer(list(texts), verbose=False)['input_ids']]
-    context, lengths = context_length(model) or float('inf'), dict(zip(prompts, count(prompts.values())))
+    context, lengths = context_length(model) or float('inf'), dict(zip(prompts, map(len, encode_prompts(tokenizer, list(prompts.values())))))
     if (longest := max(lengths.values())) >= context and not skip_long: raise InputError(
         f'{row["task"]}: prompts have up to {longest} tokens, the context of the model is {context}: use fewer shots or a model '
         'with a longer context, or leave such questions out (--skip-long) and have them counted')
     prompts = {i: p for i, p in prompts.items() if lengths[i] < context}
-    longest = 512 if row['mode'] == 'cot' else max(count(e['target'] for e in examples)) + 8
+    longest = 512 if row['mode'] == 'cot' else max(map(len, tokenizer([e['target'] for e in examples])['input_ids'])) + 8
     index = None if list(prompts) == list(range(len(examples))) else list(prompts)
     return Job(dict(row, index=index, skipped=len(rows) - len(prompts)), prompts, {i: examples[i]['target'] for i in prompts},
                STOPS[row['scorer']][row['mode']], max_new_tokens or longest)
@@ -273,7 +272,7 @@ def _score_task(model, tokenizer, job:Job, out, batch_size:int, progress:bool)->
     for part in path.parent.glob(f'{row["task"]}.*.part'): part.unlink()
     return result
 
-# %% ../nbs/08_bbh.ipynb #4f3a1a96
+# %% ../nbs/08_bbh.ipynb #2f9d9e46
 def evaluate(
     model, tokenizer, # from `load_lm`
     items:dict, # task -> list of dicts with input and target, whole files, as `load_bbh` gives them
@@ -297,6 +296,7 @@ def evaluate(
     progress:bool=True, # show a bar for each task
 )->list: # one result for each task
     "Score a model on tasks; results and texts go to `out`, and what is there already is not asked again; `InputError` for what cannot be asked"
+    if scorer not in STOPS or temperature < 0: raise InputError(f'{scorer=}, {temperature=}: expected one of {", ".join(STOPS)}, and 0 or more')
     if scorer == 'lm-eval' and not shots: raise InputError('scorer lm-eval with shots=0: without examples that harness reads answers by '
                                                            'other rules, one for each task; choose 3 shots, or the official scorer')
     rows = {t: sorted((index or {}).get(t, sample_rows(t, len(e), limit))) for t, e in items.items()}

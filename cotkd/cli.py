@@ -100,7 +100,31 @@ _TEACHER = [_option('--teacher', 'hub id, directory, or toy-teacher', required=T
             _option('--rationales', 'the arm: rationale and answer are supervised, or the answer alone', action=argparse.BooleanOptionalAction, required=True),
             _option('--limit', 'use only so many rows', type=int)]
 
-# %% ../nbs/13_cli.ipynb #db1675d4
+# %% ../nbs/13_cli.ipynb #ed4589ca
+_DISTILL = [_option('--student', 'hub id, directory, or toy-student', required=True), _option('--out', 'directory for the student', required=True),
+            _option('--cache', 'read what the teacher has to say from here (written by cotkd cache), and do not load it', default=None),
+            _option('--lr', 'peak learning rate', type=float, default=1e-5), _option('--batch-size', 'rows per update', type=int, default=8),
+            _option('--micro-tokens', 'most tokens that go through the models at once', type=int, default=4096),
+            _option('--epochs', 'passes over the rows', type=float, default=1.),
+            _option('--divergence', 'forward_kl, reverse_kl, jsd, skew_kl, skew_rkl, tvd, or one with its dial, such as jsd(0.9)', default='forward_kl'),
+            _option('--temperature', 'softens both distributions', type=float, default=1.),
+            _option('--lora-rank', 'train low-rank adapters of this rank; 0: all weights', type=int, default=0),
+            _option('--seed', 'of the order of the rows', type=int, default=0),
+            _option('--resume', 'continue a distillation that was stopped', action='store_true')]
+
+# %% ../nbs/13_cli.ipynb #8e816db8
+_EVAL = [_option('--model', 'hub id, directory, or an embedded model', required=True),
+         _option('--bbh', 'directory of BIG-Bench-Hard, or "hub" (default: COTKD_BBH)', default=argparse.SUPPRESS),
+         _option('--tasks', 'all, nlp, algorithmic, or names separated by commas', default='all'),
+         _option('--mode', 'prompt', choices=('cot', 'direct'), default='cot'), _option('--shots', 'examples in the prompt', type=int, choices=(0, 3), default=3),
+         _option('--out', 'run directory', required=True), _option('--arm', 'which arm of a comparison it is', choices=('teacher', 'student', 'kd', 'kd_cot'), default='student'),
+         _option('--seed', 'of the training run and of the sampling', type=int, default=0), _option('--limit', 'a seeded sample of so many items per task', type=int),
+         _option('--scorer', 'how texts end and answers are read: as in the BBH paper, or as in lm-evaluation-harness', choices=('official', 'lm-eval'), default='official'),
+         _option('--temperature', '0: greedy; above: answers are sampled (0.2 in the paper)', type=float, default=0.),
+         _option('--chat', "ask through the tokenizer's chat template", action='store_true'),
+         _option('--skip-long', "leave out and count questions beyond the model's context, which else are an error", action='store_true')]
+
+# %% ../nbs/13_cli.ipynb #3e06c761
 def parser():
     "The command line of `cotkd`"
     top = argparse.ArgumentParser('cotkd', description='White-box knowledge distillation with and without rationales, evaluated on BIG-Bench-Hard.')
@@ -112,31 +136,11 @@ def parser():
          _option('--seeds', 'training runs of each KD arm', type=int, default=1),
          _option('--set', 'change a setting of the preset, such as rows=4000', metavar='KEY=VALUE', nargs='+', default=[]),
          _option('--dry-run', 'say what it will cost, and stop', action='store_true')).set_defaults(out=None, bbh=None)
-    _add(commands, 'distill', _distill, 'distil one student', *_TEACHER,
-         _option('--student', 'hub id, directory, or toy-student', required=True), _option('--out', 'directory for the student', required=True),
-         _option('--cache', 'read what the teacher has to say from here (written by cotkd cache), and do not load it', default=None),
-         _option('--lr', 'peak learning rate', type=float, default=1e-5), _option('--batch-size', 'rows per update', type=int, default=8),
-         _option('--micro-tokens', 'most tokens that go through the models at once', type=int, default=4096),
-         _option('--epochs', 'passes over the rows', type=float, default=1.),
-         _option('--divergence', 'forward_kl, reverse_kl, jsd, skew_kl, skew_rkl, tvd, or one with its dial, such as jsd(0.9)', default='forward_kl'),
-         _option('--temperature', 'softens both distributions', type=float, default=1.),
-         _option('--lora-rank', 'train low-rank adapters of this rank; 0: all weights', type=int, default=0),
-         _option('--seed', 'of the order of the rows', type=int, default=0),
-         _option('--resume', 'continue a distillation that was stopped', action='store_true'))
+    _add(commands, 'distill', _distill, 'distil one student', *_TEACHER, *_DISTILL)
     _add(commands, 'cache', _cache, 'run the teacher once over the rows and keep its hidden states', *_TEACHER,
          _option('--out', 'directory of the cache', required=True),
          _option('--shard', 'write only the i-th share of n, so that n processes can work at once', metavar='i/n', default='1/1'))
-    _add(commands, 'eval', _eval, 'score a model on BIG-Bench-Hard',
-         _option('--model', 'hub id, directory, or an embedded model', required=True),
-         _option('--bbh', 'directory of BIG-Bench-Hard, or "hub" (default: COTKD_BBH)', default=argparse.SUPPRESS),
-         _option('--tasks', 'all, nlp, algorithmic, or names separated by commas', default='all'),
-         _option('--mode', 'prompt', choices=('cot', 'direct'), default='cot'), _option('--shots', 'examples in the prompt', type=int, choices=(0, 3), default=3),
-         _option('--out', 'run directory', required=True), _option('--arm', 'which arm of a comparison it is', choices=('teacher', 'student', 'kd', 'kd_cot'), default='student'),
-         _option('--seed', 'of the training run and of the sampling', type=int, default=0), _option('--limit', 'a seeded sample of so many items per task', type=int),
-         _option('--scorer', 'how texts end and answers are read: as in the BBH paper, or as in lm-evaluation-harness', choices=('official', 'lm-eval'), default='official'),
-         _option('--temperature', '0: greedy; above: answers are sampled (0.2 in the paper)', type=float, default=0.),
-         _option('--chat', "ask through the tokenizer's chat template", action='store_true'),
-         _option('--skip-long', "leave out and count questions beyond the model's context, which else are an error", action='store_true')).set_defaults(bbh=None)
+    _add(commands, 'eval', _eval, 'score a model on BIG-Bench-Hard', *_EVAL).set_defaults(bbh=None)
     _add(commands, 'gains', _gains, 'table, statistics and figure from result files',
          _option('runs', 'run directories or results.jsonl files', nargs='+', metavar='DIR'), _option('--out', 'also draw the figure here (.png, .pdf, .svg)'))
     _add(commands, 'plan', _plan, 'what an experiment will cost: memory, tokens, hours, before anything is loaded', _option('preset', 'which experiment'),

@@ -116,7 +116,7 @@ def attend_both(
     there, own = ((x/total).to(query.dtype) for x in (there, own))
     return (apart(together(there) @ shared_values) + own @ values).reshape(B, H, T, D)
 
-# %% ../nbs/07_generate.ipynb #fae62866
+# %% ../nbs/07_generate.ipynb #c7e16876
 @contextmanager
 def behind(
     model,
@@ -127,7 +127,7 @@ def behind(
     model.base_model(torch.tensor([prefix], device=model.device), past_key_values=cache, use_cache=True) # without the head: nothing is asked yet
     def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
         extra = [k for k in ('softcap', 's_aux', 'sliding_window', 'position_bias') if kwargs.get(k) is not None]
-        if extra: raise NotImplementedError(f'attention with {", ".join(extra)} does not share a prefix')
+        if extra: raise ValueError(f'attention with {", ".join(extra)} cannot share a prefix')
         layer = cache.layers[module.layer_idx]
         out = attend_both(query, layer.keys[0], layer.values[0], key, value, attention_mask[..., layer.get_seq_length():],
                           scaling or query.shape[-1]**-.5)
