@@ -9,6 +9,7 @@ __all__ = ['FILE_BYTES', 'supervised_hidden', 'text_id', 'fingerprint', 'write_c
 import hashlib, json, os, shutil, time
 from bisect import bisect_right
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from .data import InputError, write_json
-from .models import Head, check_head, load_lm, packs, read_head, weights_id
-from .prompt import KDCollator, encode, format_example, split_by_length
+from .models import Head, _sizes, check_head, load_lm, packs, read_head, weights_id
+from .prompt import KDCollator, encode_rows, format_example, split_by_length
 
 # %% ../nbs/05_cache.ipynb #3b23bd9d
 def supervised_hidden(
@@ -43,9 +44,9 @@ def text_id(
     return dict(tokenizer=_digest(tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id), rows=f'{len(rows)} rows, {sha.hexdigest()[:32]}',
                 mode=mode, prompt=_digest(format_example('<source>', '<target>', '<rationale>', mode)))
 
-def fingerprint(teacher:str, tokenizer, rows, mode:str)->dict: # as for `load_lm`, and for `text_id`
+def fingerprint(teacher:str, tokenizer, rows, mode:str, trust_remote_code:bool=False)->dict: # as for `load_lm`, and for `text_id`
     "What a cache belongs to, part by part"
-    return dict(teacher=weights_id(teacher)) | text_id(tokenizer, rows, mode)
+    return dict(teacher=weights_id(teacher, trust_remote_code)) | text_id(tokenizer, rows, mode)
 
 # %% ../nbs/05_cache.ipynb #6569e24f
 FILE_BYTES = 1 << 26 # hidden states in one file, about
@@ -89,7 +90,7 @@ def _predict(teacher, encoded, counts, todo, collate, out): # print disk and tim
     size, free = tokens * head[0].nbytes + head.nbytes, shutil.disk_usage(out).free
     if size > free: raise InputError(f'{out} needs {size / 1e9:.1f} GB for {tokens:,} supervised tokens, but {free / 1e9:.1f} GB are free: '
                                      'choose another disk, or fewer rows')
-    sample = [encoded[i] for a, b in todo.values() for i in range(a, b)][:16]
+    sample = [encoded[i] for i in islice((i for a, b in todo.values() for i in range(a, b)), 16)]
     _hidden_of(teacher, sample[:1], collate)
     start = time.perf_counter(); _hidden_of(teacher, sample, collate)
     speed = sum(len(e['input_ids']) for e in sample) / (time.perf_counter() - start)
@@ -102,17 +103,18 @@ def write_cache(
     rows, # list of dicts (or a Dataset) with source, target, rationale
     out, # directory of the cache
     mode:str='cot', # "cot" or "direct": which arm it is for
-    shard:tuple=(1, 1), # (i, n): write only every n-th file, beginning with the i-th, so that n processes can share the work
+    shard:tuple=None, # (i, n): write only every n-th file, beginning with the i-th; None: what this process of a `torchrun` has to do
+    trust_remote_code:bool=False, # as in `load_lm`
 )->Path: # `out`
     "Run the teacher once over the rows and keep its last hidden states; what is there already is not done again"
-    out = Path(out)
+    out, shard = Path(out), shard or (int(os.environ.get('RANK', 0)) + 1, int(os.environ.get('WORLD_SIZE', 1)))
     if not 0 <= shard[0] <= shard[1] or shard[1] < 1: raise InputError(f'shard is {shard[0]}/{shard[1]}: expected i/n with i from 1 to n')
-    model, tokenizer = load_lm(teacher)
+    model, tokenizer = load_lm(teacher, trust_remote_code=trust_remote_code)
     check_head(model)
     head, width = read_head(model), model.config.get_text_config().hidden_size
-    about = dict(fingerprint=fingerprint(teacher, tokenizer, rows, mode), dtype=str(head.weight.dtype), hidden_size=width,
-                 scale=head.scale, softcap=head.softcap)
-    encoded = [encode(r, tokenizer, mode) for r in rows]
+    about = dict(fingerprint=fingerprint(teacher, tokenizer, rows, mode, trust_remote_code), dtype=str(head.weight.dtype), hidden_size=width,
+                 scale=head.scale, softcap=head.softcap, body=_sizes(model)[0])
+    encoded = encode_rows(rows, tokenizer, mode)
     counts = [sum(s > 0 for s in e['spans']) for e in encoded]
     about['files'] = _file_rows(counts, width * head.weight.element_size())
     _claim(out, about)
@@ -125,7 +127,7 @@ def write_cache(
     with tqdm(total=sum(map(sum, (counts[a:b] for a, b in mine.values()))), unit=' tokens', unit_scale=True, desc=f'cache {out.name}') as bar:
         bar.update(bar.total - sum(sum(counts[a:b]) for a, b in todo.values()))
         for i, (a, b) in todo.items():
-            hidden = _hidden_of(model, encoded[a:b], collate)
+            hidden = _hidden_of(model, [encoded[j] for j in range(a, b)], collate)
             _save(dict(hidden=hidden, counts=torch.tensor(counts[a:b])), out, f'hidden-{i:05}')
             bar.update(len(hidden))
     return out
@@ -161,7 +163,7 @@ class TeacherCache:
     ):
         self.path, about = Path(path), _read_about(Path(path))
         self.fingerprint, self.starts = about['fingerprint'], [a for a, _ in about['files']]
-        self.rows, self.hidden_size = about['files'][-1][1], about['hidden_size']
+        self.rows, self.hidden_size, self.body = about['files'][-1][1], about['hidden_size'], about['body'] # body: the teacher's parameters without the head
         stems = ['head', *(f'hidden-{i:05}' for i in range(len(about['files'])))]
         found = {stem: _find(self.path, stem) for stem in tqdm(stems, desc=f'check {self.path.name}', delay=2)}
         if missing := [stem for stem, path in found.items() if not path]: raise InputError(

@@ -6,44 +6,61 @@
 __all__ = ['parser', 'main']
 
 # %% ../nbs/13_cli.ipynb #5981cf54
-import argparse, shlex, sys
+import argparse, os, shlex, sys
 
 # %% ../nbs/13_cli.ipynb #199c115f
 def _run(a):
-    from cotkd.experiment import configure, plan, run
+    from dataclasses import replace
+    from cotkd.experiment import GPUS, configure, describe_preset, gpu_here, plan, run
     from cotkd.data import InputError
     if bad := [s for s in a.set if '=' not in s]: raise InputError(f'--set {bad[0]!r}: expected key=value, such as --set rows=4000')
     if a.seeds < 1: raise InputError(f'--seeds {a.seeds}: expected 1 or more')
     experiment = configure(a.preset, dict(s.split('=', 1) for s in a.set))
-    if a.dry_run: return print(plan(experiment))
-    report = run(experiment, a.out or f'runs/{a.preset}', a.bbh, a.seeds, a.preset, a.command)
-    print(f'\ntable, figure and answers side by side: {report}')
+    if a.dry_run:
+        settings = describe_preset(a.preset).assign(value=vars(experiment))
+        changed = settings.index.isin([s.split('=', 1)[0] for s in a.set])
+        return print(settings.assign(**{'from': settings['from'].where(~changed, '--set')}).to_string(), plan(experiment, a.gpu or gpu_here(a.preset)), sep='\n\n')
+    report = run(replace(experiment, trust_remote_code=experiment.trust_remote_code or a.trust_remote_code), a.out or f'runs/{a.preset}', a.bbh, a.seeds,
+                 a.preset, a.command, a.trainer)
+    if _first(): print(f'\ntable, figure and answers side by side: {report}')
 
-def _rows(a):
-    from cotkd.data import load_cot
-    return load_cot(a.data, a.limit, f'{a.out.rstrip("/")}.quarantine.jsonl')
+def _first(): # of the processes that torchrun or accelerate started
+    return os.environ.get('RANK', '0') == '0'
 
+def _rows(a): # those to train on, followed by those held out, and how many these are
+    from datasets import concatenate_datasets
+    from cotkd.data import load_cot, split_cot
+    from cotkd.experiment import HELD_OUT
+    rows = load_cot(a.data, a.limit, f'{a.out.rstrip("/")}.quarantine.jsonl')
+    if not a.dev: return rows, 0
+    rows, held_out = split_cot(rows, a.dev)
+    held_out = held_out.shuffle(seed=0).select(range(min(HELD_OUT, len(held_out))))
+    return concatenate_datasets([rows, held_out]), len(held_out)
+
+# %% ../nbs/13_cli.ipynb #093db21b
 def _distill(a):
     from cotkd.cache import TeacherCache
     from cotkd.distill import KDConfig, distill
     from cotkd.models import align_vocab, load_lm, load_tokenizer, weights_id
     config = KDConfig(lr=a.lr, batch_size=a.batch_size, micro_tokens=a.micro_tokens, epochs=a.epochs, divergence=a.divergence,
-                      temperature=a.temperature, lora_rank=a.lora_rank, seed=a.seed)
-    tokenizer, mode = load_tokenizer(a.teacher), 'cot' if a.rationales else 'direct'
-    vocab = align_vocab(tokenizer, load_tokenizer(a.student))
-    rows = _rows(a)
-    if a.cache: (teacher := TeacherCache(a.cache)).check(dict(teacher=weights_id(a.teacher)))
-    else: teacher, _ = load_lm(a.teacher)
-    cost = distill(load_lm(a.student)[0], teacher, tokenizer, rows, a.out, mode, config,
-                   dict(teacher=a.teacher, student=a.student, data=a.data), resume=a.resume, vocab=vocab)
-    print(f"{a.out}: {cost['updates']:,} updates, {cost['supervised_tokens']:,} supervised tokens, {cost['flops']:.2g} FLOPs")
+                      temperature=a.temperature, lora_rank=a.lora_rank, seed=a.seed, trainer=a.trainer)
+    remote, mode = a.trust_remote_code, 'cot' if a.rationales else 'direct'
+    tokenizer = load_tokenizer(a.teacher, remote)
+    vocab = align_vocab(tokenizer, load_tokenizer(a.student, remote))
+    rows, dev = _rows(a)
+    if a.cache: (teacher := TeacherCache(a.cache)).check(dict(teacher=weights_id(a.teacher, remote)))
+    else: teacher, _ = load_lm(a.teacher, trust_remote_code=remote)
+    student, _ = load_lm(a.student, trust_remote_code=remote)
+    cost = distill(student, teacher, tokenizer, rows, a.out, mode, config, dict(teacher=a.teacher, student=a.student, data=a.data), resume=a.resume,
+                   vocab=vocab, dev=dev)
+    if _first(): print(f"{a.out}: {cost['updates']:,} updates, {cost['supervised_tokens']:,} supervised tokens, {cost['flops']:.2g} FLOPs")
 
 def _cache(a):
     from cotkd.cache import write_cache
     from cotkd.data import InputError
-    i, slash, n = a.shard.partition('/')
+    i, slash, n = (a.shard or '1/1').partition('/')
     if not (i.isdigit() and slash and n.isdigit()): raise InputError(f'--shard {a.shard!r}: expected i/n, such as 1/4')
-    write_cache(a.teacher, _rows(a), a.out, 'cot' if a.rationales else 'direct', (int(i), int(n)))
+    write_cache(a.teacher, _rows(a)[0], a.out, 'cot' if a.rationales else 'direct', (int(i), int(n)) if a.shard else None, a.trust_remote_code)
 
 # %% ../nbs/13_cli.ipynb #d47b700e
 def _eval(a):
@@ -57,9 +74,10 @@ def _eval(a):
         if other and mine == {k: r[k] for k in mine}: raise InputError(
             f'{a.out} holds results for {mine} of another kind: {other}. Choose another --out or --arm')
     items = load_bbh(a.bbh, a.tasks)
-    model, tokenizer = load_lm(a.model)
-    _print_scores(evaluate(model, tokenizer, items, out=a.out, arm=a.arm, model_name=a.model, mode=a.mode, shots=a.shots, seed=a.seed, limit=a.limit,
-                           source=a.bbh, scorer=a.scorer, temperature=a.temperature, chat=a.chat, skip_long=a.skip_long), a.scorer)
+    model, tokenizer = load_lm(a.model, trust_remote_code=a.trust_remote_code)
+    results = evaluate(model, tokenizer, items, out=a.out, arm=a.arm, model_name=a.model, mode=a.mode, shots=a.shots, seed=a.seed, limit=a.limit,
+                           source=a.bbh, scorer=a.scorer, temperature=a.temperature, chat=a.chat, skip_long=a.skip_long)
+    if _first(): _print_scores(results, a.scorer)
 
 def _print_scores(results, scorer): # one line a task, then the averages that have all their tasks
     from cotkd.bbh import drop_defects
@@ -95,15 +113,17 @@ def _add(commands, name, function, help, *options):
 
 def _option(flags, help, **settings): return flags, dict(settings, help=help)
 
-_TEACHER = [_option('--teacher', 'hub id, directory, or toy-teacher', required=True),
+_REMOTE = _option('--trust-remote-code', "run a model's own code from the hub (Qwen-7B needs it)", action='store_true')
+_TEACHER = [_REMOTE, _option('--teacher', 'hub id, directory, or toy-teacher', required=True),
             _option('--data', 'rows in the columns of CoT-Collection: a .jsonl or .json file, a directory, or kaist-ai/CoT-Collection', required=True),
             _option('--rationales', 'the arm: rationale and answer are supervised, or the answer alone', action=argparse.BooleanOptionalAction, required=True),
-            _option('--limit', 'use only so many rows', type=int)]
+            _option('--limit', 'use only so many rows', type=int),
+            _option('--dev', 'hold out this share of the rows, such as 0.1, by a hash of their question, and keep the student that is best on (500 of) them', type=float, default=0.)]
 
 # %% ../nbs/13_cli.ipynb #ed4589ca
 _DISTILL = [_option('--student', 'hub id, directory, or toy-student', required=True), _option('--out', 'directory for the student', required=True),
             _option('--cache', 'read what the teacher has to say from here (written by cotkd cache), and do not load it', default=None),
-            _option('--lr', 'peak learning rate', type=float, default=1e-5), _option('--batch-size', 'rows per update', type=int, default=8),
+            _option('--lr', 'peak learning rate', type=float, default=1e-5), _option('--batch-size', 'rows per update, over all processes', type=int, default=8),
             _option('--micro-tokens', 'most tokens that go through the models at once', type=int, default=4096),
             _option('--epochs', 'passes over the rows', type=float, default=1.),
             _option('--divergence', 'forward_kl, reverse_kl, jsd, skew_kl, skew_rkl, tvd, or one with its dial, such as jsd(0.9)', default='forward_kl'),
@@ -113,7 +133,7 @@ _DISTILL = [_option('--student', 'hub id, directory, or toy-student', required=T
             _option('--resume', 'continue a distillation that was stopped', action='store_true')]
 
 # %% ../nbs/13_cli.ipynb #8e816db8
-_EVAL = [_option('--model', 'hub id, directory, or an embedded model', required=True),
+_EVAL = [_REMOTE, _option('--model', 'hub id, directory, or an embedded model', required=True),
          _option('--bbh', 'directory of BIG-Bench-Hard, or "hub" (default: COTKD_BBH)', default=argparse.SUPPRESS),
          _option('--tasks', 'all, nlp, algorithmic, or names separated by commas', default='all'),
          _option('--mode', 'prompt', choices=('cot', 'direct'), default='cot'), _option('--shots', 'examples in the prompt', type=int, choices=(0, 3), default=3),
@@ -135,11 +155,13 @@ def parser():
          _option('--bbh', 'directory of BIG-Bench-Hard, or "hub" (default: COTKD_BBH; without it, held-out toy problems)', default=argparse.SUPPRESS),
          _option('--seeds', 'training runs of each KD arm', type=int, default=1),
          _option('--set', 'change a setting of the preset, such as rows=4000', metavar='KEY=VALUE', nargs='+', default=[]),
-         _option('--dry-run', 'say what it will cost, and stop', action='store_true')).set_defaults(out=None, bbh=None)
+         _option('--dry-run', 'say what it will cost, and stop', action='store_true'),
+         _option('--gpu', 'for --dry-run: which one (default: the one here; without one, that of the paper)', default=argparse.SUPPRESS), _REMOTE,
+         ).set_defaults(out=None, bbh=None, gpu=None)
     _add(commands, 'distill', _distill, 'distil one student', *_TEACHER, *_DISTILL)
     _add(commands, 'cache', _cache, 'run the teacher once over the rows and keep its hidden states', *_TEACHER,
          _option('--out', 'directory of the cache', required=True),
-         _option('--shard', 'write only the i-th share of n, so that n processes can work at once', metavar='i/n', default='1/1'))
+         _option('--shard', 'write only the i-th share of n, so that n processes can work at once; not needed under torchrun or accelerate launch', metavar='i/n'))
     _add(commands, 'eval', _eval, 'score a model on BIG-Bench-Hard', *_EVAL).set_defaults(bbh=None)
     _add(commands, 'gains', _gains, 'table, statistics and figure from result files',
          _option('runs', 'run directories or results.jsonl files', nargs='+', metavar='DIR'), _option('--out', 'also draw the figure here (.png, .pdf, .svg)'))
@@ -147,11 +169,21 @@ def parser():
          _option('--gpu', 'plan for this GPU, such as A100-80GB or H100 (default: a CPU)', default=argparse.SUPPRESS)).set_defaults(gpu=None)
     return top
 
+# %% ../nbs/13_cli.ipynb #6fc9971d
+def _trainer(flags): # of `TrainingArguments`: {name: value} of those that were given
+    if not flags: return {}
+    from transformers import HfArgumentParser, TrainingArguments
+    known = HfArgumentParser(TrainingArguments, prog='cotkd', allow_abbrev=False, add_help=False)
+    for action in known._actions: action.default = argparse.SUPPRESS
+    return vars(known.parse_args(flags))
+
 # %% ../nbs/13_cli.ipynb #c2bc0089
 def main(argv=None):
     "Entry point: exit code 2 and one line for a mistake in the input, 130 when stopped by hand"
     from cotkd.data import InputError
-    args = parser().parse_args(argv)
+    args, rest = (top := parser()).parse_known_args(argv)
+    if rest and args.function not in (_run, _distill): top.error(f'unrecognized arguments: {" ".join(rest)}')
+    args.trainer = _trainer(rest)
     args.command = shlex.join(['cotkd', *(sys.argv[1:] if argv is None else argv)])
     try: args.function(args)
     except InputError as e: print(f'cotkd: {e}', file=sys.stderr); return 2

@@ -20,28 +20,36 @@ from .data import InputError
 # %% ../nbs/03_models.ipynb #b782e12f
 EMBEDDED = ('toy-teacher', 'toy-student')
 
+def _split_name(name): # "NAME[0-2,5]" -> where NAME is, and the layers [0, 1, 2, 5]; None: all of them
+    name, _, layers = str(name).removesuffix(']').partition('[') if re.fullmatch(r'.+\[[\d,-]+\]', str(name)) else (str(name), '', '')
+    ranges = [[int(i) for i in part.split('-') if i] for part in layers.split(',') if part]
+    return str(files('cotkd')/'assets'/name) if name in EMBEDDED else name, sum((list(range(r[0], r[-1] + 1)) for r in ranges if r), []) or None
+
 def _find_pretrained(load, name, what, **kwargs):
-    path = str(files('cotkd')/'assets'/name) if name in EMBEDDED else str(name)
-    try: return load(path, **kwargs)
+    try: return load(_split_name(name)[0], **kwargs)
     except (OSError, ValueError) as e:
+        if 'trust_remote_code' in str(e): raise InputError(f'{name!r} runs code of its own, which is not part of transformers. Read it on the hub; if you '
+                                                           'trust it, add --trust-remote-code (trust_remote_code=True)') from e
         raise InputError(f'no {what} could be loaded from {name!r}: expected a hub id that can be reached, a directory written by '
                          f'save_pretrained, or one of {EMBEDDED} ({str(e).strip().splitlines()[0]})') from e
 
 def load_tokenizer(
-    name:str, # as for `load_lm`
+    name:str, trust_remote_code:bool=False # as for `load_lm`
 ): # a fast tokenizer
     "Load the tokenizer of a model without the model; raises InputError where there is none"
-    return _find_pretrained(AutoTokenizer.from_pretrained, name, 'tokenizer')
+    return _find_pretrained(AutoTokenizer.from_pretrained, name, 'tokenizer', trust_remote_code=trust_remote_code)
 
+# %% ../nbs/03_models.ipynb #703a7daa
 def load_lm(
-    name:str, # a hub id, a directory, or "toy-teacher" / "toy-student"
+    name:str, # a hub id, a directory, or "toy-teacher" / "toy-student"; with "[0-2,5]" at its end only these layers of it
     device:str=None, # None: a GPU if there is one, each process its own
+    trust_remote_code:bool=False, # run a model's own code from the hub, as Qwen-7B needs
 )->tuple: # (model, tokenizer), the model in eval mode; float32 on a CPU, bfloat16 on a GPU
     "Load a causal language model and its fast tokenizer; raises InputError where there is none"
     device = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else 'cpu')
-    dtype = torch.float32 if device == 'cpu' else torch.bfloat16
-    model, tokenizer = _find_pretrained(AutoModelForCausalLM.from_pretrained, name, 'model', dtype=dtype), load_tokenizer(name)
-    return model.to(device).eval(), tokenizer
+    dtype, keep = torch.float32 if device == 'cpu' else torch.bfloat16, _split_name(name)[1]
+    model = _find_pretrained(AutoModelForCausalLM.from_pretrained, name, 'model', dtype=dtype, trust_remote_code=trust_remote_code)
+    return (drop_layers(model, keep) if keep else model).to(device).eval(), load_tokenizer(name, trust_remote_code)
 
 # %% ../nbs/03_models.ipynb #4928baed
 def parameter_table(
@@ -119,19 +127,28 @@ def packs(
     except TypeError: return False # it takes no positions
     return ((packed - alone).norm() / alone.norm()).item() < (1e-5 if alone.dtype == torch.float32 else .03)
 
+# %% ../nbs/03_models.ipynb #57f830ac
+def _sizes(model): # parameters of the body, how many of them are trained, and the head's weight
+    head, table = read_head(model).weight, model.get_input_embeddings().weight
+    body = [p for p in model.parameters() if p is not head and p is not table]
+    return sum(p.numel() for p in body), sum(p.numel() for p in body if p.requires_grad), head
+
+# %% ../nbs/03_models.ipynb #f6083c20
+def _keep_layers(config, keep): # a copy of a model's config with only these layers
+    n, config = config.num_hidden_layers, copy.deepcopy(config)
+    if not keep or sorted(set(keep)) != list(keep) or not 0 <= keep[0] <= keep[-1] < n: raise InputError(
+        f'layers to keep are {keep}: expected increasing numbers from 0 to {n - 1}')
+    if getattr(config, 'layer_types', None): config.layer_types = [config.layer_types[i] for i in keep]
+    config.num_hidden_layers = len(keep)
+    return config
+
 # %% ../nbs/03_models.ipynb #c5e32aa0
 def drop_layers(
     model, # a causal language model; it is left as it is
     keep:list, # layers to keep, in order, counted from 0
 ): # a smaller model of the same kind, with its own copy of the weights
     "Make a student out of some of its teacher's layers"
-    n = model.config.num_hidden_layers
-    if not keep or sorted(set(keep)) != list(keep) or not 0 <= keep[0] <= keep[-1] < n: raise InputError(
-        f'layers to keep are {keep}: expected increasing numbers from 0 to {n - 1}')
-    config = copy.deepcopy(model.config)
-    config.num_hidden_layers = len(keep)
-    if getattr(config, 'layer_types', None): config.layer_types = [model.config.layer_types[i] for i in keep]
-    student = type(model)(config).to(model.device, model.dtype).eval()
+    student = type(model)(_keep_layers(model.config, keep)).to(model.device, model.dtype).eval()
     layers = {f'.layers.{i}.': f'.layers.{j}.' for j, i in enumerate(keep)}
     rename = lambda name: re.sub(r'\.layers\.\d+\.', lambda m: layers.get(m[0], '.dropped.'), name)
     state = {rename(k): v for k, v in model.state_dict().items()}
@@ -140,14 +157,16 @@ def drop_layers(
 
 # %% ../nbs/03_models.ipynb #23ab9eba
 def weights_id(
-    name:str, # as for `load_lm`
+    name:str, trust_remote_code:bool=False, # as for `load_lm`
 )->str: # commit on the hub, or digest of the files in a directory
     "What tells a model from every other, found without loading it; raises InputError where there is no model"
-    folder = files('cotkd')/'assets'/name if name in EMBEDDED else Path(name)
+    folder, layers = _split_name(name)
+    folder = Path(folder)
     if not folder.is_dir():
-        if commit := _find_pretrained(AutoConfig.from_pretrained, name, 'config')._commit_hash: return commit
+        config = _find_pretrained(AutoConfig.from_pretrained, name, 'config', trust_remote_code=trust_remote_code)
+        if commit := config._commit_hash: return f'{commit}{layers or ""}'
         raise InputError(f'no commit is known of {name!r}: download it and pass the directory')
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(layers or '').encode())
     for path in sorted(p for p in folder.iterdir() if p.name == 'config.json' or p.suffix in ('.safetensors', '.bin')):
         size = path.stat().st_size
         digest.update(f'{path.name} {size} '.encode())

@@ -136,7 +136,100 @@ def test_a_cache_by_shards_then_distill_from_it(tmp_path, capsys):
 
 def test_plan_needs_no_model(capsys):
     from cotkd.cli import main
-    assert main(['plan', 'llama2', '--gpu', 'H100']) is None
+    assert main(['plan', 'paper-llama2-7b', '--gpu', 'H100']) is None
     assert 'hours cached' in capsys.readouterr().out
     refused(capsys, ['plan', 'toy', '--gpu', 'A1'], "'A1'", 'H100')
-    refused(capsys, ['plan', 'qwem'], "'qwem'", 'qwen')
+    refused(capsys, ['plan', 'qwem'], "'qwem'", 'qwen2.5')
+
+
+# --- the presets
+
+def tiny_pair(preset, folder):
+    "The preset's pair with its kind of model, heads, ties and vocabularies of unequal padding, but tiny and with the embedded tokenizer"
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from cotkd.experiment import ARCHITECTURES, _SHAPE
+    from cotkd.models import _split_name, load_tokenizer
+    tokenizer = load_tokenizer('toy-teacher')
+    names = {}
+    for i, role in enumerate(('teacher', 'student')):
+        name, keep = _split_name(getattr(preset, role))
+        kind, *numbers = ARCHITECTURES[name]
+        shape = dict(zip(_SHAPE, numbers))
+        group = shape['num_attention_heads'] // shape['num_key_value_heads']
+        shape |= dict(vocab_size=2048 + shape['vocab_size'] // 1000, hidden_size=16 * group, intermediate_size=32, num_attention_heads=2 * group, num_key_value_heads=2,
+                      num_hidden_layers=shape['num_hidden_layers'] if keep else 2 - i)
+        path = folder/name.replace('/', '-')
+        torch.manual_seed(i)
+        if not path.exists():
+            AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, max_position_embeddings=8192, **shape)).save_pretrained(path)
+            tokenizer.save_pretrained(path)
+        names[role] = getattr(preset, role).replace(name, str(path))
+    return names
+
+
+def presets():
+    from cotkd.experiment import PRESETS
+    return [name for name in PRESETS if name not in ('toy', 'paper-qwen')]  # `toy` is run above; the other one is not native
+
+
+@pytest.mark.parametrize('name', presets())
+def test_a_preset_runs_from_rows_to_report(name, cot_data, bbh_dir, tmp_path):
+    "The same `run`, with other sizes of models and fewer rows and questions"
+    from dataclasses import replace
+    from cotkd.experiment import PRESETS, run
+    from cotkd.models import load_lm
+    preset = PRESETS[name]
+    small = replace(preset, **tiny_pair(preset, tmp_path), data=str(cot_data/'CoT_collection_en.sample.json'), rows=24, epochs=2., limit=1, max_new_tokens=4)
+    run(small, tmp_path/'run', bbh_dir, preset=name)
+    results = [json.loads(line) for line in (tmp_path/'run/results.jsonl').read_text().splitlines()]
+    assert len(results) == 4 * 2 * 27 and {r['benchmark'] for r in results} == {'bbh'} and {r['temperature'] for r in results} == {preset.temperature}
+    config = json.loads((tmp_path/'run/config.json').read_text())
+    assert config['cost']['kd']['updates'] == config['cost']['kd_cot']['updates'] == 6 and config['settings']['lora_rank'] == preset.lora_rank
+    for arm in ('kd', 'kd_cot'):
+        assert json.loads((tmp_path/f'run/models/{arm}-0/distill.json').read_text())['validation']['best']['step'] > 0
+        assert load_lm(tmp_path/f'run/models/{arm}-0')[0].config.num_hidden_layers == load_lm(small.student)[0].config.num_hidden_layers
+        assert (tmp_path/f'run/cache/{arm}/cache.json').exists()
+    assert (tmp_path/'run/report.html').stat().st_size > 10_000 and (tmp_path/'run/gains.png').exists()
+    before = (tmp_path/'run/results.jsonl').read_bytes()
+    (tmp_path/'run/report.html').unlink()
+    run(small, tmp_path/'run', bbh_dir, preset=name)  # nothing is done again but the report
+    assert before == (tmp_path/'run/results.jsonl').read_bytes() and (tmp_path/'run/report.html').exists()
+
+
+def test_remote_code_is_run_only_when_asked_for(tmp_path, capsys):
+    import shutil
+    from importlib.resources import files
+    folder = tmp_path/'odd'
+    shutil.copytree(files('cotkd')/'assets'/'toy-teacher', folder)
+    config = json.loads((folder/'config.json').read_text())
+    (folder/'config.json').write_text(json.dumps(config | dict(model_type='odd', auto_map=dict(AutoConfig='odd.OddConfig', AutoModelForCausalLM='odd.Odd'))))
+    (folder/'odd.py').write_text('from transformers import LlamaConfig, LlamaForCausalLM\n'
+                                 'class OddConfig(LlamaConfig): model_type = "odd"\nclass Odd(LlamaForCausalLM): config_class = OddConfig\n')
+    from cotkd.data import InputError
+    from cotkd.models import load_lm
+    with pytest.raises(InputError, match='--trust-remote-code'): load_lm(folder)
+    assert load_lm(folder, trust_remote_code=True)[0].num_parameters() == load_lm('toy-teacher')[0].num_parameters()
+
+
+def test_dry_run_of_the_papers_smallest_pair(capsys):
+    from cotkd.cli import main
+    assert main(['run', 'paper-tinyllama', '--dry-run', '--gpu', 'A100-80GB', '--set', 'rows=8000']) is None
+    said = capsys.readouterr().out
+    for words in ('TinyLlama', 'paper', 'ours', '--set', 'hours cached', 'fits', '10,000'): assert words in said, words
+
+
+def test_the_script_for_a_gpu(cot_data, bbh_dir, tmp_path):
+    "`tools/gpu_run.py` with tiny models"
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, str(Path(__file__).parents[1]/'tools'))
+    from gpu_run import main
+    from cotkd.experiment import PRESETS
+    pair = tiny_pair(PRESETS['smollm2'], tmp_path)
+    (tmp_path/'results').mkdir()
+    main(['smollm2', '--teacher', pair['teacher'], '--data', str(cot_data/'CoT_collection_en.sample.json'), '--bbh', str(bbh_dir), '--out', str(tmp_path/'run'),
+          '--results', str(tmp_path/'results'), '--set', 'rows=16', 'epochs=2', 'limit=1', 'other_prompt=1', 'max_new_tokens=2'])
+    speed = [json.loads(line) for line in (tmp_path/'results/smollm2_speed.jsonl').read_text().splitlines()]
+    assert [s['arm'] for s in speed] == ['kd', 'kd_cot'] and all(s['tokens_per_second'] > 0 and 0 < s['share_of_product_rate'] < 1 for s in speed)
+    assert (tmp_path/'results/smollm2.jsonl').read_bytes() == (tmp_path/'run/results.jsonl').read_bytes()

@@ -6,7 +6,7 @@ from transformers import (AutoModelForCausalLM, CohereConfig, Gemma2Config, Gran
 
 from cotkd.cache import TeacherCache, fingerprint, supervised_hidden, write_cache
 from cotkd.data import InputError
-from cotkd.distill import KDConfig, KDTrainer, distill
+from cotkd.distill import KDConfig, KDTrainer, distill, validate
 from cotkd.losses import DIVERGENCES, fused_kd_loss, kd_loss
 from cotkd.models import check_head, load_lm, read_head
 from cotkd.prompt import KDCollator, encode
@@ -28,10 +28,10 @@ def tokenizer(): return load_lm('toy-teacher')[1]
 def rows(): return make_toy(['web_of_lies', 'navigate'], 40, seed=5)
 
 
-def trainer(student, teacher, tokenizer, rows, out, config=KDConfig(batch_size=8), callbacks=None, **args):
+def trainer(student, teacher, tokenizer, rows, out, config=KDConfig(batch_size=8), callbacks=None, dev=0, **args):
     args = TrainingArguments(str(out), per_device_train_batch_size=config.batch_size, learning_rate=1e-3, logging_steps=1, report_to='none',
                              use_cpu=True, disable_tqdm=True, **{'save_strategy': 'no', 'max_steps': 3} | args)
-    return KDTrainer(student, args, [encode(r, tokenizer) for r in rows], teacher=teacher, vocab=len(tokenizer), config=config, callbacks=callbacks)
+    return KDTrainer(student, args, [encode(r, tokenizer) for r in rows], teacher=teacher, vocab=len(tokenizer), config=config, callbacks=callbacks, dev=dev)
 
 
 def losses(t): return [e['loss'] for e in t.state.log_history if 'loss' in e]
@@ -219,6 +219,87 @@ def test_wrong_arguments_are_refused(tokenizer, rows, tmp_path):
     with pytest.raises(InputError, match='40 rows, but a cache of 4'): trainer(student, cache, tokenizer, rows, tmp_path)
 
 
+# --- held-out rows
+
+class Spoil(TrainerCallback):
+    "Shakes the student at update 11, so that it is never again as good as at update 10"
+    def on_step_end(self, args, state, control, model=None, **kw):
+        if state.global_step == 11:
+            with torch.no_grad():
+                for p in model.parameters():
+                    if p.requires_grad: p.add_(.1 * torch.randn_like(p))
+
+
+def test_the_best_student_on_held_out_rows_is_kept(tokenizer, rows, tmp_path):
+    "All weights and adapters, live and from a cache"
+    cache, teacher = TeacherCache(write_cache('toy-teacher', rows, tmp_path/'cache')), load_lm('toy-teacher')[0]
+    for name, source, rank in (('full', teacher, 0), ('cached', cache, 0), ('adapters', cache, 4)):
+        config = KDConfig(lr=1e-3, batch_size=8, lora_rank=rank, trainer=dict(max_steps=20, eval_steps=5, save_steps=5))
+        distill(load_lm('toy-student')[0], source, tokenizer, rows, tmp_path/name, config=config, dev=8, callbacks=[Spoil()])
+        said = json.loads((tmp_path/name/'distill.json').read_text())['validation']
+        assert [said[k]['step'] for k in ('start', 'best', 'last')] == [0, 10, 20] and said['best']['kl'] < said['start']['kl'] and said['best']['kl'] < said['last']['kl']
+        kept = validate(load_lm(tmp_path/name)[0], teacher, tokenizer, rows[-8:])
+        assert kept == pytest.approx({k: v for k, v in said['best'].items() if k != 'step'}, rel=1e-4), name
+    assert said['start']['kl'] == pytest.approx(validate(load_lm('toy-student')[0], teacher, tokenizer, rows[-8:])['kl'], rel=1e-5)
+
+
+def test_settings_of_transformers_reach_the_trainer(tokenizer, rows, tmp_path):
+    from transformers import TrainerCallback
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kw): self.seen = args.lr_scheduler_type, model.is_gradient_checkpointing
+    plain = distill(load_lm('toy-student')[0], load_lm('toy-teacher')[0], tokenizer, rows, tmp_path/'plain', config=KDConfig(batch_size=8))
+    look, config = Look(), KDConfig(batch_size=8, trainer=dict(gradient_checkpointing=True, lr_scheduler_type='cosine'))
+    distill(load_lm('toy-student')[0], load_lm('toy-teacher')[0], tokenizer, rows, tmp_path/'out', config=config, callbacks=[look])
+    assert look.seen == ('cosine', True)
+    for a, b in zip(*(load_lm(tmp_path/name)[0].parameters() for name in ('plain', 'out'))): assert torch.allclose(a, b, atol=1e-6)
+
+
+KILLED = '''
+import json, os, random, signal, sys, threading
+import cotkd.distill as d
+from cotkd.models import load_lm
+from transformers import TrainerCallback
+rows, folder = json.load(open(sys.argv[1])), sys.argv[2]
+UPDATES, EVERY = 60, 4
+
+class Die(TrainerCallback):  # at that update, or a moment later: perhaps while a checkpoint is written
+    def __init__(self, step, wait): self.step, self.wait = step, wait
+    def on_step_end(self, args, state, control, **kw):
+        if state.global_step == self.step: threading.Timer(self.wait, os.kill, (os.getpid(), signal.SIGKILL)).start() if self.wait else os.kill(os.getpid(), signal.SIGKILL)
+
+def train(out, rank, die=None):  # in a process of its own -> whether it was killed
+    if not (pid := os.fork()):
+        (teacher, tokenizer), (student, _) = load_lm('toy-teacher'), load_lm('toy-student')
+        config = d.KDConfig(batch_size=4, epochs=8, lora_rank=rank, trainer=dict(save_strategy='steps', save_steps=EVERY, eval_steps=EVERY, max_steps=UPDATES))
+        d.distill(student, teacher, tokenizer, rows, out, config=config, dev=8, callbacks=[die] if die else [])
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+    return status != 0
+
+for rank in (0, 4):
+    dice, whole, out = random.Random(rank), f'{folder}/whole-{rank}', f'{folder}/killed-{rank}'
+    assert not train(whole, rank)
+    for step in sorted(dice.sample(range(1, UPDATES), 10)):
+        killed = train(out, rank, Die(step, dice.choice([0, dice.uniform(0, .05)])))
+        print(rank, 'killed at', step, sorted(name for name in os.listdir(out) if name.startswith('checkpoint')), flush=True)
+        assert killed
+    assert not train(out, rank)
+'''
+
+
+def test_ten_kills_leave_the_same_student(rows, tmp_path):
+    (tmp_path/'rows.json').write_text(json.dumps(rows))
+    done = subprocess.run([sys.executable, '-c', KILLED, str(tmp_path/'rows.json'), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count('killed at') == 20
+    for rank in (0, 4):
+        whole, killed = (load_lm(tmp_path/f'{name}-{rank}')[0].state_dict() for name in ('whole', 'killed'))
+        assert all(torch.equal(whole[k], killed[k]) for k in whole)
+        whole, killed = (json.loads((tmp_path/f'{name}-{rank}/distill.json').read_text())['validation'] for name in ('whole', 'killed'))
+        assert whole == killed
+
+
 # --- the cache
 
 def test_cached_and_live_training_are_the_same(tokenizer, rows, tmp_path):
@@ -298,39 +379,53 @@ import sys, torch
 sys.path.insert(0, sys.argv[1])
 from test_kd import *
 tokenizer, rows = load_lm('toy-teacher')[1], make_toy(['web_of_lies', 'navigate'], 40, seed=5)
-world = int(os.environ.get('WORLD_SIZE', 1))
-t = trainer(load_lm('toy-student')[0], load_lm('toy-teacher')[0], tokenizer, rows, sys.argv[2], KDConfig(batch_size=8 // world, micro_tokens=250), max_steps=5,
-            max_grad_norm=.5, optim='sgd')
-t.train()
-if t.is_world_process_zero(): torch.save(dict(losses=losses(t), weights=[p.detach() for p in t.model.parameters()]), sys.argv[3])
+world, seen = int(os.environ.get('WORLD_SIZE', 1)), {}
+for name, teacher in (('live', load_lm('toy-teacher')[0]), ('cached', TeacherCache(sys.argv[2]))):
+    t = trainer(load_lm('toy-student')[0], teacher, tokenizer, rows, 'out', KDConfig(batch_size=8 // world, micro_tokens=250), max_steps=20, dev=5)
+    t.train()
+    seen[name] = dict(losses=losses(t), held_out=t.evaluate(), weights=[p.detach() for p in t.model.parameters()])
+if t.is_world_process_zero(): torch.save(seen, sys.argv[3])
 '''
 
 SHARDED = '''
 import sys, torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from types import MethodType
 from test_kd import *
 dist.init_process_group('gloo')
-tokenizer, rows = load_lm('toy-teacher')[1], make_toy(['web_of_lies', 'navigate'], 4, seed=5)
-batch = KDCollator()([encode(r, tokenizer) for r in rows])
+tokenizer, rows, rank = load_lm('toy-teacher')[1], make_toy(['web_of_lies', 'navigate'], 40, seed=5), dist.get_rank()
+teacher, cache = load_lm('toy-teacher')[0], TeacherCache(sys.argv[2])
+def forward(self, batch, hidden): return fused_kd_loss(supervised_hidden(self, batch), read_head(self).weight, hidden, teacher.lm_head.weight)
+
+def curve(student, cached, share):  # losses of 20 updates of 8 rows; in each process every `share`-th row of an update
+    student.forward, optimizer, losses = MethodType(forward, student), torch.optim.AdamW(student.parameters(), lr=1e-3), []
+    for update in range(20):
+        mine = [(update * 8 + i) % 40 for i in range(8)][rank if share > 1 else 0::share]
+        batch = KDCollator()([encode(rows[i], tokenizer) | (dict(teacher_hidden=cache[i]) if cached else {}) for i in mine])
+        with torch.no_grad(): hidden = batch.pop('teacher_hidden', None) if cached else supervised_hidden(teacher, batch)
+        tokens = torch.tensor(float(len(hidden)))
+        if share > 1: dist.all_reduce(tokens)
+        loss = student(batch, hidden) * len(hidden) / tokens  # a process's share in the mean over all tokens
+        optimizer.zero_grad(); (loss * share).backward(); optimizer.step()  # times the processes, for gradients are averaged
+        whole = loss.detach().clone()
+        if share > 1: dist.all_reduce(whole)
+        losses.append(whole.item())
+    return losses
+
 for tie in (False, True):
-    teacher = load_lm('toy-teacher')[0]
     def student():
         s = load_lm('toy-student')[0]
         if tie: s.lm_head.weight = s.model.embed_tokens.weight
         return s
-    with torch.no_grad(): hidden = supervised_hidden(teacher, batch)
-    def forward(self, batch): return fused_kd_loss(supervised_hidden(self, batch), read_head(self).weight, hidden, teacher.lm_head.weight)
-    whole = student(); loss = forward(whole, batch); loss.backward()
-    shards = student()
-    for layer in shards.model.layers: fully_shard(layer)
-    fully_shard(shards)
-    shards.forward = MethodType(forward, shards)
-    other = shards(batch); other.backward()
-    assert abs(other.item() / loss.item() - 1) < 1e-6
-    for (name, a), b in zip(whole.named_parameters(), shards.parameters()):
-        assert torch.allclose(a.grad, b.grad.full_tensor(), rtol=1e-4, atol=1e-6), (tie, name)
+    for cached in (False, True):
+        one, shards = curve(student(), cached, 1), student()
+        for layer in shards.model.layers: fully_shard(layer)
+        fully_shard(shards)
+        assert all(isinstance(p, DTensor) for p in shards.parameters())
+        two = curve(shards, cached, 2)
+        assert one[-1] < one[0] and two == pytest.approx(one, rel=1e-5), (tie, cached, one, two)
 dist.destroy_process_group()
 '''
 
@@ -342,22 +437,32 @@ def in_processes(script, n, *args):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_processes_do_the_same_as_one(tmp_path):
+@pytest.fixture(scope='module')
+def forty(tmp_path_factory):
+    "A cache of the forty rows that the scripts read"
+    return write_cache('toy-teacher', make_toy(['web_of_lies', 'navigate'], 40, seed=5), tmp_path_factory.mktemp('forty')/'cache')
+
+
+def test_two_processes_do_the_same_as_one(forty, tmp_path):
     (tmp_path/'many.py').write_text(MANY)
-    for n in (1, 2): in_processes(tmp_path/'many.py', n, tmp_path/'out', tmp_path/f'{n}.pt')
+    for n in (1, 2): in_processes(tmp_path/'many.py', n, forty, tmp_path/f'{n}.pt')
     one, two = (torch.load(tmp_path/f'{n}.pt') for n in (1, 2))
-    assert two['losses'] == pytest.approx(one['losses'], rel=1e-5)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one['weights'], two['weights']))
+    for teacher in ('live', 'cached'):
+        a, b = one[teacher], two[teacher]
+        assert len(a['losses']) == 20 and b['losses'] == pytest.approx(a['losses'], rel=1e-5)
+        assert b['held_out'] == pytest.approx(a['held_out'], rel=1e-5)
+        assert all(torch.allclose(x, y, atol=1e-4) for x, y in zip(a['weights'], b['weights']))
+    assert one['cached']['losses'] == pytest.approx(one['live']['losses'], rel=1e-5)
 
 
-def test_sharded_parameters_give_the_same_gradients(tmp_path):
+def test_sharded_parameters_give_the_same_losses(forty, tmp_path):
     (tmp_path/'sharded.py').write_text(SHARDED)
-    in_processes(tmp_path/'sharded.py', 2)
+    in_processes(tmp_path/'sharded.py', 2, forty)
 
 
 def test_the_command_line_in_two_processes(rows, tmp_path):
     (tmp_path/'distill.py').write_text(DISTILL)
     (tmp_path/'rows.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
     for _ in range(2): in_processes(tmp_path/'distill.py', 2, tmp_path/'rows.jsonl', tmp_path/'out')  # the second time there is nothing to do
-    assert json.loads((tmp_path/'out/distill.json').read_text())['cost']['updates'] == 3  # 40 rows, 2 x 8 at a time
+    assert json.loads((tmp_path/'out/distill.json').read_text())['cost']['updates'] == 5  # 40 rows, 8 at a time over both
     load_lm(tmp_path/'out')

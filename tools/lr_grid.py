@@ -24,7 +24,7 @@ def main(arm, *rates):
     taken = frozenset(e['input'] for items in test.values() for e in items)
     dev = make_toy(EVALUATED, PER_TASK * len(EVALUATED), seed=2, heldout=True, exclude=taken)
     items = {t: [dict(input=r['source'], target=r['target']) for r in dev if r['task'] == t] for t in EVALUATED}
-    (teacher, tokenizer), rows = load_lm(toy.teacher), training_rows(toy, {})
+    (teacher, tokenizer), (rows, _) = load_lm(toy.teacher), training_rows(toy, {})
     for rate in map(float, rates):
         out, (student, _) = ROOT/f'runs/lr-grid/{arm}-{rate:g}', load_lm(toy.student)
         distill(student, teacher, tokenizer, rows, out, MODES[arm], KDConfig(lr=rate, batch_size=toy.batch_size))
