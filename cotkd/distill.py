@@ -73,7 +73,7 @@ class _Rows(torch.utils.data.Dataset): # some of the encoded rows, each with the
 class UpdateTrainer(Trainer):
     "`Trainer` whose batches are whole updates: they are cut into micro-batches of like length, each with its share in the loss"
     def __init__(self, model, args, rows, *, config:KDConfig, pack:bool, **kwargs): # a torch Dataset of `encode`d rows; as in `KDTrainer` and `KDCollator`
-        args.remove_unused_columns, self.config = False, config
+        args.remove_unused_columns, args.dataloader_drop_last, self.config = False, True, config # a short last update would be filled up, if there are several processes
         self.collate = KDCollator(0, config.rationale_weight, config.answer_weight, pack=pack)
         super().__init__(model, args, train_dataset=rows, data_collator=self._micro_batches, **kwargs)
 
@@ -181,6 +181,8 @@ def _check_trainer(student, args, encoded, teacher, dev):
     if args.eval_strategy != 'no' and not dev: raise InputError(f'eval_strategy is {args.eval_strategy}, but no rows are held out: say how many with dev')
     if args.gradient_accumulation_steps != 1: raise InputError(f'gradient_accumulation_steps is {args.gradient_accumulation_steps}: expected 1; '
         'per_device_train_batch_size rows are an update, and are cut into micro-batches here')
+    rows, update = len(encoded) - dev, args.per_device_train_batch_size * args.world_size
+    if rows < update and (rows or not dev): raise InputError(f'{rows} rows to train on do not fill one update of {update}: use a smaller batch_size')
     if args.n_gpu > 1: raise InputError(f'{args.n_gpu} GPUs in one process: set CUDA_VISIBLE_DEVICES=0, or start `cotkd distill` with torchrun, a process per GPU')
     cached = isinstance(teacher, TeacherCache)
     if cached and len(teacher) != len(encoded): raise InputError(f'{len(encoded)} rows, but a cache of {len(teacher)}: write one for these rows')
@@ -212,7 +214,7 @@ def kd_cost(
     cached = isinstance(teacher, TeacherCache) # then its body read each row once, when the cache was written
     body_t, head_t = (teacher.body, teacher.head.weight) if cached else (_sizes(teacher)[0], read_head(teacher).weight)
     teacher_flops = tokens / (epochs if cached else 1) * 2 * body_t + supervised * 2 * head_t.numel()
-    return dict(examples=int(epochs * len(sizes)), tokens=int(tokens), supervised_tokens=int(supervised), flops=float(student_flops + teacher_flops))
+    return dict(examples=round(epochs * len(sizes)), tokens=round(tokens), supervised_tokens=round(supervised), flops=float(student_flops + teacher_flops))
 
 # %% ../nbs/06_distill.ipynb #df1b5f81
 def _claim(out, record): # an output directory belongs to one recipe
@@ -267,7 +269,8 @@ def distill(
     for callback in (_Bar(title or mode), *callbacks): trainer.add_callback(callback)
     started = time.time()
     trainer.train(resume_from_checkpoint=last)
-    cost = kd_cost(teacher, student, (encoded[i] for i in range(len(encoded) - dev)), config.epochs)
+    passes = trainer.state.global_step * config.batch_size / (len(encoded) - dev)
+    cost = kd_cost(teacher, student, (encoded[i] for i in range(len(encoded) - dev)), passes)
     cost = dict(updates=trainer.state.global_step, **cost, seconds=round(time.time() - started, 1))
     _finish(trainer, out, dict(recipe=recipe, cost=cost))
     del trainer; gc.collect() # a trainer refers to itself, and would keep weights and optimizer while the next one needs the memory

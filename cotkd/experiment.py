@@ -213,7 +213,7 @@ def _memory(teacher, student, tokens, gpu): # bytes while training on micro-batc
 def _arm(models, head, tokens, supervised, experiment, speed): # one arm: tokens and supervised tokens per row, the teacher's head, FLOPs per second
     rows, epochs, (body, heads) = experiment.rows, experiment.epochs, (models.loc[f'FLOPs per {t}'] for t in ('token', 'supervised token'))
     live, cached = (rows * (passes * tokens * body.teacher + epochs * (tokens * body.student + supervised * heads.sum())) for passes in (epochs, 1))
-    return {'updates': math.ceil(epochs * -(-rows // experiment.batch_size)), 'examples': epochs * rows, 'tokens': epochs * rows * tokens,
+    return {'updates': math.ceil(epochs * (rows // experiment.batch_size)), 'examples': epochs * rows, 'tokens': epochs * rows * tokens,
             'supervised tokens': epochs * rows * supervised, 'FLOPs live': live, 'FLOPs cached': cached,
             **({'hours live': live / speed / 3600, 'hours cached': cached / speed / 3600} if speed else {}), 'cache, GB': (rows * supervised * head.shape[1] * head.itemsize + _bytes([head])) / 1e9}
 
