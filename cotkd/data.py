@@ -7,12 +7,11 @@ __all__ = ['REQUIRED', 'OPTIONAL', 'COLUMNS', 'HUB_ID', 'HUB_FILE', 'InputError'
            'lengths', 'describe', 'split_cot', 'contamination', 'show_row', 'browse']
 
 # %% ../nbs/01_data.ipynb #32e15964
-import hashlib, html, json, logging, math, os, re, shutil, tempfile
+import hashlib, html, io, json, logging, math, os, re, shutil, tempfile
 from collections import Counter
-from decimal import Decimal
 from pathlib import Path
 
-import datasets, ijson
+import datasets
 import ipywidgets as widgets
 import numpy as np, pandas as pd, pyarrow as pa
 from tqdm import tqdm
@@ -31,10 +30,14 @@ def write_json(path, record):
 # %% ../nbs/01_data.ipynb #631796ed
 REQUIRED, OPTIONAL = ('source', 'target', 'rationale'), {'task': 'unknown', 'type': 'CoT'}
 COLUMNS = (*REQUIRED, *OPTIONAL)
-_UNREADABLE = re.compile('[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff\ufffd]')
+_CONTROL = bytes({*range(32), 127} - {*b'\t\n\v\f\r'})
+
+def _unreadable(text):
+    try: raw = text.encode()
+    except UnicodeEncodeError: return True  # half of a surrogate pair
+    return raw != raw.translate(None, _CONTROL) or '\ufffd' in text
 
 def _as_text(value, numbers=False):
-    if isinstance(value, Decimal): value = float(value)
     if numbers and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value): return str(value)
     return value.strip() if isinstance(value, str) else None
 
@@ -47,53 +50,63 @@ def check_row(row)->tuple: # (the row in our five columns, None), or (None, the 
         text = clean[column] = _as_text(row[column], numbers=column == 'target')
         if text is None: return None, f'{column} not text'
         if not text: return None, f'{column} empty'
-        if _UNREADABLE.search(text): return None, f'{column} unreadable'
+        if _unreadable(text): return None, f'{column} unreadable'
     for column, default in OPTIONAL.items():
         text = _as_text(row.get(column), numbers=True)
-        clean[column] = default if not text or _UNREADABLE.search(text) else text
+        clean[column] = default if not text or _unreadable(text) else text
     return clean, None
 
 # %% ../nbs/01_data.ipynb #9856f547
-def _read_lines(path):
-    with open(path, encoding='utf-8-sig', errors='replace') as file:  # a wrong byte becomes U+FFFD, which `check_row` finds
-        for number, line in enumerate(file, 1):
-            if not line.strip(): continue
-            try: row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as e:
-                raise InputError(f'{path}, line {number}: not valid JSON ({getattr(e, "msg", "nested too deeply")}); expected '
-                                 'one object per line. Repair or delete this line.') from None
-            yield number, row
+def _as_unicode(file): return io.TextIOWrapper(file, 'utf-8-sig', errors='replace')
+
+def _read_lines(file):
+    for number, line in enumerate(_as_unicode(file), 1):
+        if not line.strip(): continue
+        try: row = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise InputError(f'{file.name}, line {number}: not valid JSON ({getattr(e, "msg", e)}); expected '
+                             'one object per line. Repair or delete this line.') from None
+        yield number, row
 
 # %% ../nbs/01_data.ipynb #53e05522
-def _read_keyed(path):
-    key = None
-    with open(path, 'rb') as file:
-        if file.read(3) != b'\xef\xbb\xbf': file.seek(0)  # skip a byte order mark
-        try:
-            for key, row in ijson.kvitems(file, ''): yield key, row
-        except ijson.JSONError as e:
-            place = 'before its first complete row' if key is None else f'after key "{key}"'
-            problem = 'the file ends too early' if 'EOF' in str(e) else 'not valid JSON'
-            raise InputError(f'{path}, {place}: {problem}; expected one object keyed "0", "1", … '
-                             'Repair the file, or download it again.') from None
+_JSON, _LONGEST = json.JSONDecoder(), 1 << 24  # characters; no row is longer, so a broken one is not searched to the end of the file
+_MEMBER, _NEXT = re.compile(r'\s*,\s*"((?:[^"\\]|\\.)*)"\s*:\s*', re.A), re.compile(r'\s*[,}]', re.A)
+
+def _read_keyed(file, size=1 << 20):
+    text, rest, key = _as_unicode(file), ',', None
+    while text.read(1) != '{': pass  # seen by `_read`
+    while len(rest) < _LONGEST and (piece := text.read(max(size, len(rest)))):  # of a long row twice as much each time
+        rest, at = rest + piece, 0
+        while member := _MEMBER.match(rest, at):
+            try: row, end = _JSON.raw_decode(rest, member.end())
+            except (ValueError, RecursionError): break  # cut off or broken: the next piece will tell
+            if not _NEXT.match(rest, end): break  # a number that may go on
+            key, at = member[1], end
+            yield key, row
+        rest = rest[at:]
+    if (rest := rest.strip()) != '}':
+        place = 'before its first complete row' if key is None else f'after key "{key}"'
+        problem = 'not valid JSON' if piece or '}' in (rest[:1], rest[-1:]) else 'the file ends too early'
+        raise InputError(f'{file.name}, {place}: {problem}; expected one object keyed "0", "1", … '
+                         'Repair the file, or download it again.')
 
 # %% ../nbs/01_data.ipynb #26ab232a
-def _read(path):
-    "The rows of a file of either shape, each with its line number or key"
-    if path.suffix != '.jsonl':
-        with open(path, 'rb') as file: head = file.read(1 << 16).lstrip(b'\xef\xbb\xbf \t\r\n')
-        if head.startswith(b'['): raise InputError(f'{path}: holds a JSON list; expected JSON lines (one object per line) or one '
-                                                   'object keyed "0", "1", … Write one row per line.')
-        if re.match(rb'\{\s*"(\d+"\s*:|[^"\\]*"\s*:\s*\{)', head): return _read_keyed(path)
-    return _read_lines(path)
+def _read(file):
+    "The rows of an open file of either shape, each with its line number or key"
+    if Path(file.name).suffix != '.jsonl':
+        head = file.read(1 << 16).lstrip(b'\xef\xbb\xbf \t\r\n')
+        file.seek(0)
+        if head.startswith(b'['): raise InputError(f'{file.name}: holds a JSON list; expected JSON lines (one object per line) or '
+                                                   'one object keyed "0", "1", … Write one row per line.')
+        if re.match(rb'\{\s*"(\d+"\s*:|[^"\\]*"\s*:\s*\{)', head): return _read_keyed(file)
+    return _read_lines(file)
 
 # %% ../nbs/01_data.ipynb #960abc50
 HUB_ID, HUB_FILE = 'kaist-ai/CoT-Collection', 'data/CoT_collection_en.json'
-_log = logging.getLogger(__name__)
+_LICENCE = f"{HUB_ID}: the hub card says CC-BY-4.0, its GitHub page adds non-commercial use and OpenAI's terms."
 
 def _fetch():
     from huggingface_hub import hf_hub_download
-    _log.warning(f'{HUB_ID}: the hub card says CC-BY-4.0, its GitHub page adds non-commercial use and OpenAI\'s terms.')
     try: return Path(hf_hub_download(HUB_ID, HUB_FILE, repo_type='dataset'))
     except Exception as e:  # offline, a proxy, a full disk: whatever it is, the way out is the same
         raise InputError(f'{HUB_ID}: could not be fetched from the hub ({type(e).__name__}). Download {HUB_FILE} from '
@@ -110,6 +123,17 @@ def _find_files(source):
                                                 f'hub\'s .json file or "{HUB_ID}". Check the path.')
     return files
 
+# %% ../nbs/01_data.ipynb #a3c5f9e1
+def _rows(paths):
+    "The rows of all files, each with its file and its place there"
+    with tqdm(total=sum(path.stat().st_size for path in paths), unit='B', unit_scale=True, delay=5) as bar:
+        for path in paths:
+            start = bar.n
+            with open(path, 'rb') as file:
+                for where, row in _read(file):
+                    yield path, where, row
+                    bar.update(start + file.tell() - bar.n)
+
 # %% ../nbs/01_data.ipynb #0eb945b0
 _SCHEMA = pa.schema([(column, pa.string()) for column in COLUMNS])
 
@@ -118,13 +142,13 @@ def _write_arrow(paths, limit, arrow, dropped):
     kept, columns, batch = 0, {}, []
     with pa.OSFile(str(arrow), 'wb') as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer, open(dropped, 'w') as bad:
         def flush():
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
+            table = {column: [row[column] for row in batch] for column in COLUMNS}
+            writer.write_batch(pa.RecordBatch.from_pydict(table, schema=_SCHEMA))
             batch.clear()
-        rows = ((path, where, row) for path in paths for where, row in _read(path))
-        for path, where, row in tqdm(rows, unit=' rows', delay=5):
+        for path, where, row in _rows(paths):
             if isinstance(row, dict): columns.update(dict.fromkeys(row))
             clean, reason = check_row(row)
-            if reason: bad.write(json.dumps(dict(reason=reason, file=path.name, row=where, data=row), default=float) + '\n')
+            if reason: bad.write(json.dumps(dict(reason=reason, file=path.name, row=where, data=row)) + '\n')
             else: batch.append(clean); kept += 1
             if len(batch) == 1000: flush()
             if kept == limit: break
@@ -133,7 +157,8 @@ def _write_arrow(paths, limit, arrow, dropped):
 
 # %% ../nbs/01_data.ipynb #6df3af4e
 def _counts(dropped):
-    with open(dropped) as file: return Counter(json.loads(line)['reason'] for line in file)
+    start = len('{"reason": ')  # the rest of the line, which may be long, need not be decoded
+    with open(dropped) as file: return Counter(_JSON.raw_decode(line, start)[0] for line in file)
 
 def _listed(counts): return ', '.join(f'{n} {reason}' for reason, n in counts.most_common())
 
@@ -148,7 +173,8 @@ def _refuse(name, columns, counts):
                      f'{", ".join(REQUIRED)}.')
 
 # %% ../nbs/01_data.ipynb #f957e2f4
-_RULES = 1  # part of the key: count up when `check_row` changes
+_log = logging.getLogger(__name__)
+_RULES = 2  # part of the key: count up when `check_row` or the readers change
 
 def _build(name, paths, limit):
     "The Arrow file of these rows and the file of dropped ones, from the cache if they are there"
@@ -158,6 +184,8 @@ def _build(name, paths, limit):
     arrow, dropped = cache/f'{key}.arrow', cache/f'{key}.dropped.jsonl'
     if arrow.exists() and dropped.exists(): return arrow, dropped
     cache.mkdir(parents=True, exist_ok=True)
+    note, hub = cache/'CoT-Collection.licence.txt', HUB_ID in name or Path(HUB_FILE).name in [path.name for path in paths]
+    if hub and not note.exists(): note.write_text(_LICENCE + '\n'); _log.warning(_LICENCE)
     with tempfile.TemporaryDirectory(dir=cache) as tmp:
         new = Path(tmp)/'arrow', Path(tmp)/'dropped'
         kept, columns = _write_arrow(paths, limit, *new)
@@ -212,13 +240,17 @@ def describe(
 # %% ../nbs/01_data.ipynb #fdec8c0e
 def split_cot(
     ds, # rows from `load_cot`
-    dev:float=0.1, # share of rows to hold out, between 0 and 1
+    dev:float=0.1, # share to hold out of the different values in `by`, between 0 and 1
     seed:int=0, # another seed, another split
+    by:str='source', # column; rows equal in it stay together: 'source', or 'task' to hold out whole tasks
 )->tuple: # (train, dev)
-    "Hold out rows by a hash of their question; equal questions stay together, and order does not matter"
+    "Hold out rows by a hash of their question or task; order does not matter, and neither side is empty where there are two values"
     if not 0 < dev < 1: raise InputError(f'dev is {dev}; expected a share between 0 and 1, such as 0.1.')
+    if by not in ds.column_names: raise InputError(f'by is {by!r}; expected one of the columns {", ".join(ds.column_names)}.')
     def position(text): return int.from_bytes(hashlib.blake2b(f'{seed}\n{text}'.encode(), digest_size=8).digest(), 'big') / 2**64
-    held_out = np.array([position(text) < dev for text in ds['source']], dtype=bool)
+    texts = (text for rows in ds.select_columns(by).iter(1000) for text in rows[by])
+    positions = np.fromiter(map(position, texts), float, len(ds))
+    held_out = ((positions < dev) | (positions == positions.min(initial=1))) & (positions < positions.max(initial=0))
     return ds.select(np.flatnonzero(~held_out)), ds.select(np.flatnonzero(held_out))
 
 # %% ../nbs/01_data.ipynb #3fb9ed7f
@@ -255,8 +287,7 @@ def show_row(row:dict)->str: # HTML; the row's own text is escaped
 # %% ../nbs/01_data.ipynb #7aa83265
 def browse(ds)->widgets.VBox: # choose a task, then slide through its rows
     "Browse the rationales of `load_cot` in a notebook"
-    tasks = np.array(ds['task'])
-    where = {task: np.flatnonzero(tasks == task) for task in sorted(set(tasks.tolist()))}
+    where = pd.DataFrame({'task': ds['task'][:]}).groupby('task').indices  # task -> its rows
     task = widgets.Dropdown(options=[(f'{t} ({len(i):,})', t) for t, i in where.items()], description='task')
     row, view = widgets.IntSlider(description='row', max=0), widgets.HTML()
     def update(_=None):

@@ -1,5 +1,6 @@
 "What `load_cot` does with good files, broken files and large ones."
-import json, subprocess, sys
+import itertools, json, subprocess, sys
+from pathlib import Path
 
 import datasets
 import pytest
@@ -123,6 +124,42 @@ def test_wrong_bytes_and_lone_surrogates_cost_a_row_not_the_run(write):
     assert list(load_cot(write(b'\n'.join(lines)))) == ROWS[:1]
 
 
+ABSENT = object()
+UNUSABLE = {'missing': [ABSENT, None], 'empty': ['', ' ', ' \n\t', '\u2003\xa0'],
+            'not text': [True, False, [], ['a', ['b']], {}, {'text': 'a'}, float('nan'), float('inf'), -float('inf')],
+            'unreadable': ['a\x00', '\x1b[1m', '\x08', '\x7f', 'a\ud83d', '\ude00b', '\ude00\ud83d', 'caf\ufffd']}
+KINDS = [(f'{column} {reason}', {k: v for k, v in {**ROWS[0], column: value}.items() if v is not ABSENT})
+         for column in ('source', 'target', 'rationale') for reason, values in UNUSABLE.items() for value in values]
+KINDS += [(f'{column} not text', {**ROWS[0], column: value}) for column in ('source', 'rationale') for value in (7, 7.5)]
+KINDS += [('not an object', value) for value in (None, True, 7, -.5, float('nan'), 'text', '', [], [ROWS[0]], [[]])]
+KINDS += [('source missing', row) for row in ({}, {'question': 'a', 'target': 'b', 'rationale': 'c'})]
+
+
+@pytest.mark.parametrize('shape', ['lines', 'keyed', 'keyed, indented'])
+def test_exactly_the_broken_rows_end_in_quarantine(write, tmp_path, shape):
+    "Every kind of broken row, one to three good ones between two of them"
+    assert len(KINDS) > 50
+    good = [{**ROWS[i % 30], 'source': f'Question {i}?', 'rationale': 'one\ttwo\n\U0001f600 "three" \\u0000'} for i in range(3 * len(KINDS))]
+    rows, places, unused = [], [], iter(good)
+    for i, (_, row) in enumerate(KINDS):
+        rows += itertools.islice(unused, 1 + i % 3)
+        places.append(len(rows))
+        rows.append(row)
+    if shape == 'lines': path, places = write(rows), [place + 1 for place in places]
+    else: path, places = write(keyed(rows, indent=4 if 'indented' in shape else None), 'hub.json'), [str(place) for place in places]
+    ds = load_cot(path, quarantine=tmp_path/'q')
+    assert list(ds) == good[:len(rows) - len(KINDS)]
+    kept = [json.loads(line) for line in (tmp_path/'q').read_text().splitlines()]
+    assert [(k['row'], k['reason']) for k in kept] == [(place, reason) for place, (reason, _) in zip(places, KINDS)]
+    assert [json.dumps(k['data']) for k in kept] == [json.dumps(row) for _, row in KINDS]  # as text, for NaN is not NaN
+
+
+def test_wrong_bytes_cost_a_row_of_the_hub_shape(write, tmp_path):
+    path = write(keyed(ROWS).encode().replace(b'What is 7', b'What is \xe9'), 'hub.json')
+    assert list(load_cot(path, quarantine=tmp_path/'q')) == ROWS[:7] + ROWS[8:]
+    assert json.loads((tmp_path/'q').read_text())['row'] == '7'
+
+
 # Files that cannot be used
 
 def test_no_such_file(tmp_path):
@@ -204,6 +241,20 @@ def test_hub_id_is_resolved_to_its_file(write, monkeypatch, caplog):
     assert 'CC-BY-4.0' in caplog.text
 
 
+def test_the_licence_is_told_once(write, monkeypatch, caplog, cache):
+    hub, other = write(keyed(ROWS), 'CoT_collection_en.json'), write(ROWS)
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda *args, **kwargs: str(hub))
+    load_cot(other)
+    assert not caplog.records
+    for source, limit in [(HUB_ID, None), (HUB_ID, None), (HUB_ID, 3), (hub, 4), ([other, hub], None)]: load_cot(source, limit)
+    assert len(caplog.records) == 1 and 'CC-BY-4.0' in (cache/'CoT-Collection.licence.txt').read_text()
+
+
+def test_the_licence_is_told_of_the_file_itself(write, caplog):
+    load_cot(write(keyed(ROWS), 'CoT_collection_en.json'))
+    assert ['CC-BY-4.0' in r.getMessage() for r in caplog.records] == [True]
+
+
 def test_unreachable_hub_says_what_to_do(monkeypatch):
     def fail(*args, **kwargs): raise OSError('no route\nto host')
     monkeypatch.setattr('huggingface_hub.hf_hub_download', fail)
@@ -224,14 +275,17 @@ def test_second_load_reads_the_cache_and_a_changed_file_does_not(write, monkeypa
 
 
 LARGE = """
-import resource, sys, datasets
-from cotkd.data import load_cot
+import re, sys, datasets
+from pathlib import Path
+from cotkd.data import load_cot, split_cot
 datasets.config.HF_DATASETS_CACHE = sys.argv[2]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak(): return int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024
+before = peak()
 ds = load_cot(sys.argv[1])
-print(len(ds), ds.num_columns, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(len(ds), ds.num_columns, peak() - before)
 """
 
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs the peak memory that Linux keeps')
 def test_large_object_is_never_in_memory(tmp_path):
     "40 MB in one line; to read it whole takes 80 MB and more"
     path, n = tmp_path/'large.json', 20_000
@@ -244,7 +298,24 @@ def test_large_object_is_never_in_memory(tmp_path):
     result = subprocess.run([sys.executable, '-c', LARGE, path, tmp_path], capture_output=True, text=True, check=True)
     rows, columns, grown = result.stdout.split()
     assert (int(rows), int(columns)) == (n, 5)
-    assert float(grown) < 45, f'peak memory grew by {grown} MB'
+    assert float(grown) < 34, f'peak memory grew by {grown} MB'
+
+
+class Bar:
+    "What `load_cot` needs of a progress bar"
+    def __init__(self, total, **kwargs): self.total, self.n, self.kwargs, self.bars = total, 0, kwargs, Bar.bars.append(self)
+    def update(self, n): assert n >= 0; self.n += n
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+
+
+def test_progress_is_counted_in_bytes(write, monkeypatch):
+    monkeypatch.setattr(Bar, 'bars', [], raising=False)
+    monkeypatch.setattr('cotkd.data.tqdm', Bar)
+    paths = [write(ROWS), write(keyed(ROWS), 'hub.json'), write(ROWS[:3], 'more.jsonl')]
+    load_cot(paths)
+    bar, = Bar.bars
+    assert bar.n == bar.total == sum(path.stat().st_size for path in paths) and bar.kwargs['unit'] == 'B'
 
 
 # Splitting, summarising, showing
@@ -267,12 +338,51 @@ def test_split_is_the_same_on_every_machine():
 SPLIT = ['question 31', 'question 36', 'question 39']
 
 
+def test_split_by_task_is_stable_and_keeps_tasks_together():
+    ds = datasets.Dataset.from_list([{**ROWS[0], 'source': f'question {i}', 'task': f'task {i * i % 997 % 40}'} for i in range(2000)])
+    train, dev = split_cot(ds, dev=.25, by='task')
+    assert len(train) + len(dev) == 2000 and not set(train['task']) & set(dev['task'])
+    assert 4 <= len(set(dev['task'])) <= 16
+    again = split_cot(ds.shuffle(seed=3), dev=.25, by='task')
+    assert [sorted(side['source']) for side in again] == [sorted(side['source']) for side in (train, dev)]
+    assert set(split_cot(ds, dev=.25, seed=1, by='task')[1]['task']) != set(dev['task'])
+
+
+@pytest.mark.parametrize('by', ['source', 'task'])
+def test_split_is_the_same_after_shuffling(by):
+    ds = datasets.Dataset.from_list([{**ROWS[0], 'source': f'question {i % 900}', 'task': f'task {i % 90}', 'target': str(i)} for i in range(3000)])
+    sides = [sorted(side['target']) for side in split_cot(ds, by=by)]
+    for seed in range(3): assert [sorted(side['target']) for side in split_cot(ds.shuffle(seed=seed), by=by)] == sides
+
+
+@pytest.mark.parametrize('tasks', [2, 3, 7])
+def test_no_side_is_empty_where_there_are_two_tasks(tasks):
+    ds = datasets.Dataset.from_list([{**ROWS[0], 'task': f'task {i % tasks}'} for i in range(20)])
+    for dev, seed in itertools.product((.001, .1, .5, .999), range(5)): assert all(map(len, split_cot(ds, dev, seed, by='task')))
+
+
+def test_split_of_one_value_or_none_is_all_train():
+    ds = datasets.Dataset.from_list(ROWS)
+    assert [len(side) for side in split_cot(ds, by='task')] == [30, 0]
+    assert [len(side) for side in split_cot(ds.select([]))] == [0, 0]
+
+
+def test_split_refuses_an_unknown_column():
+    with pytest.raises(InputError, match="by is 'topic'; expected one of the columns source, target, rationale, task, type"):
+        split_cot(datasets.Dataset.from_list(ROWS), by='topic')
+
+
 @pytest.mark.parametrize('dev', [0, 1, 10, -.1])
 def test_split_refuses_a_share_outside_0_to_1(dev):
     with pytest.raises(InputError, match=f'dev is {dev}; expected a share between 0 and 1'): split_cot(None, dev=dev)
 
 
 def test_show_row_escapes(): assert '&lt;b&gt;' in show_row({**ROWS[0], 'rationale': '<b>'})
+
+
+def test_browse_lists_the_tasks_in_order():
+    browser = browse(datasets.Dataset.from_list([{**ROWS[0], 'task': task} for task in 'bcab']))
+    assert browser.children[0].children[0].options == (('a (1)', 'a'), ('b (2)', 'b'), ('c (1)', 'c'))
 
 
 def test_browse_moves_the_slider_back_into_a_shorter_task():
