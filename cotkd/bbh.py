@@ -11,7 +11,9 @@ __all__ = ['NLP', 'ALGORITHMIC', 'BBH_TASKS', 'BBH_COUNTS', 'HUB', 'REVISION', '
 # %% ../nbs/08_bbh.ipynb #ff908294
 import difflib, hashlib, json, os, random, re, sys, zlib
 from collections import namedtuple
+from datetime import timedelta
 from pathlib import Path
+from accelerate import PartialState
 from tqdm import tqdm
 from .data import InputError
 from .generate import context_length, cut, encode_prompts, generate_batch
@@ -188,7 +190,7 @@ def _read_lines(path)->list: # one dict for each line; none where there is no fi
 # %% ../nbs/08_bbh.ipynb #f7788048
 def read_results(out)->list: # in the order in which they were scored
     "The results in a run directory so far"
-    return [DEFAULTS | r for r in _read_lines(Path(out)/'results.jsonl')]
+    return [r | DEFAULTS | r for r in _read_lines(Path(out)/'results.jsonl')]
 
 def write_result(out, row:dict):
     "Add a result to a run directory, in place of one with the same arm, task, mode, shots and seed"
@@ -209,7 +211,7 @@ def sample_rows(task:str, total:int, limit:int=None)->list: # row numbers, ascen
     return sorted(random.Random(f'bbh sample of {task}').sample(range(total), limit))
 
 # %% ../nbs/08_bbh.ipynb #b314a9a9
-Job = namedtuple('Job', 'row prompts targets stop max_new_tokens') # prompts, targets: {index: text}
+Job = namedtuple('Job', 'row prompts lengths targets stop max_new_tokens') # prompts, targets: {index: text}; lengths: {index: tokens}
 
 def _plan_task(model, tokenizer, examples:list, rows:list, row:dict, source=None, max_new_tokens:int=None, skip_long:bool=False)->Job:
     "What is asked of this model: `rows` of all `examples` of a task; `row` is the result to be, as far as it is known"
@@ -222,7 +224,7 @@ def _plan_task(model, tokenizer, examples:list, rows:list, row:dict, source=None
     prompts = {i: p for i, p in prompts.items() if lengths[i] < context}
     longest = 512 if row['mode'] == 'cot' else max(map(len, tokenizer([e['target'] for e in examples])['input_ids'])) + 8
     index = None if list(prompts) == list(range(len(examples))) else list(prompts)
-    return Job(dict(row, index=index, skipped=len(rows) - len(prompts)), prompts, {i: examples[i]['target'] for i in prompts},
+    return Job(dict(row, index=index, skipped=len(rows) - len(prompts)), prompts, lengths, {i: examples[i]['target'] for i in prompts},
                STOPS[row['scorer']][row['mode']], max_new_tokens or longest)
 
 # %% ../nbs/08_bbh.ipynb #2700abf0
@@ -233,44 +235,80 @@ def _finished(out, job:Job): # a result, or None
     seen = [t['index'] for t in texts], ''.join(str(int(t['correct'])) for t in texts)
     return found if found and seen == (list(job.prompts), found.get('items')) else None
 
-# %% ../nbs/08_bbh.ipynb #347ab148
-def _ask_task(model, tokenizer, job:Job, out, batch_size:int, on_rows)->list: # predictions in the order of the rows
-    "Ask what was not asked before, and call `on_rows` with the predictions that were there and those of each batch"
+# %% ../nbs/08_bbh.ipynb #5b0c7e21
+def _part(out, job:Job, process)->Path: # its number, or "*": any
+    "Where a process keeps its predictions until the task is complete"
     check = zlib.crc32(repr((job.row, job.max_new_tokens, job.prompts)).encode())
-    part, rows = prediction_path(out, job.row).with_suffix(f'.{check:08x}.part'), list(job.prompts)
-    done, rule = {r['index']: r for r in _read_lines(part)}, (job.row['mode'], job.row['scorer'])
-    on_rows(list(done.values()))
+    return prediction_path(out, job.row).with_suffix(f'.{check:08x}.{process}.part')
+
+def _known(out, job:Job)->dict: # index -> prediction
+    "What was asked before: the whole task, or what any process wrote before it was interrupted"
+    path, part = prediction_path(out, job.row), _part(out, job, '*')
+    paths = [path] if _finished(out, job) else sorted(part.parent.glob(part.name))
+    return {r['index']: r for path in paths for r in _read_lines(path)}
+
+# %% ../nbs/08_bbh.ipynb #c2e86a3d
+def _share(job:Job, known:dict, batch_size:int, turn:int, process:int, processes:int)->list: # indices
+    "What a process asks of a task: every n-th batch of what is not known, in the order of `generate_batch`"
+    order = sorted((i for i in job.prompts if i not in known), key=lambda i: -job.lengths[i])
+    return [i for k, i in enumerate(order) if (k//batch_size + turn) % processes == process]
+
+# %% ../nbs/08_bbh.ipynb #347ab148
+def _ask_rows(model, tokenizer, job:Job, known:dict, mine:list, part, batch_size:int, on_rows):
+    "Ask the rows in `mine`, add them in `part` to what is known, and call `on_rows` with the predictions of each batch"
+    done, rows, rule = dict(known), list(job.prompts), (job.row['mode'], job.row['scorer'])
     def keep(positions, texts):
         new = [dict(index=i, text=t, answer=extract_answer(t, *rule), correct=is_correct(t, job.targets[i], *rule))
                for i, t in zip([rows[p] for p in positions], texts)]
         done.update({r['index']: r for r in new})
         _write_lines(part, done.values())
         on_rows(new)
+    only = [p for p, i in enumerate(rows) if i in mine] # the shared prefix is that of all rows
     generate_batch(model, tokenizer, list(job.prompts.values()), max_new_tokens=job.max_new_tokens, stop=job.stop, batch_size=batch_size,
-                   temperature=job.row['temperature'], seed=job.row['seed'], only=[p for p, i in enumerate(rows) if i not in done], on_batch=keep)
-    return [done[i] for i in rows]
+                   temperature=job.row['temperature'], seed=job.row['seed'], only=only, on_batch=keep)
 
-# %% ../nbs/08_bbh.ipynb #f689e6fe
-def _score_task(model, tokenizer, job:Job, out, batch_size:int, progress:bool)->dict: # one result
-    "The result of one job, from the run directory or by asking, with a bar that shows the accuracy so far"
-    row, scores, asked = job.row, [], len(job.prompts)
-    with tqdm(total=asked, desc=f'{row["arm"]} {row["mode"]} {row["task"]}', unit='item', disable=not progress) as bar:
-        if row['skipped']: bar.write(f'{row["task"]}: {row["skipped"]} of {row["skipped"] + asked} prompts do not fit the context of the model '
-                                     f'({context_length(model)} tokens) and are not asked', file=sys.stderr)
+# %% ../nbs/08_bbh.ipynb #d68f0b95
+def _ask_task(model, tokenizer, job:Job, known:dict, turn:int, out, batch_size:int, progress:bool, state:PartialState):
+    "Ask this process's share of a task; the main process shows a bar with the accuracy so far"
+    row, scores, n, main = job.row, [], state.num_processes, state.is_main_process
+    mine = _share(job, known, batch_size, turn, state.process_index, n)
+    title = f'{row["arm"]} {row["mode"]} {row["task"]}' + f', 1 of {n} shares'*(n > 1)
+    with tqdm(total=len(known) + len(mine), desc=title, unit='item', disable=not (progress and main)) as bar:
+        if row['skipped'] and main: bar.write(f'{row["task"]}: {row["skipped"]} of {row["skipped"] + len(job.prompts)} prompts do not fit the context '
+                                              f'of the model ({context_length(model)} tokens) and are not asked', file=sys.stderr)
         def show(new):
             scores.extend(r['correct'] for r in new)
             if scores: bar.set_postfix_str(f'{sum(scores)/len(scores):.1%} correct', refresh=False)
             bar.update(len(new))
-        if result := _finished(out, job):
-            show([dict(correct=x == '1') for x in result['items']])
-            return result
-        done, path = _ask_task(model, tokenizer, job, out, batch_size, show), prediction_path(out, row)
-    result = dict(row, n=len(done), correct=sum(scores), items=''.join(str(int(r['correct'])) for r in done))
-    result = {k: result[k] for k in (*FIELDS, *DEFAULTS)}
+        show(known.values())
+        if mine: _ask_rows(model, tokenizer, job, known, mine, _part(out, job, state.process_index), batch_size, show)
+
+# %% ../nbs/08_bbh.ipynb #f689e6fe
+def _finish_task(out, job:Job):
+    "Put what all processes wrote together: predictions, then the result"
+    if _finished(out, job): return
+    known, row, path = _known(out, job), job.row, prediction_path(out, job.row)
+    done = [known[i] for i in job.prompts]
+    items = ''.join(str(int(r['correct'])) for r in done)
+    result = dict(row, n=len(done), correct=items.count('1'), items=items)
     _write_lines(path, done)
-    write_result(out, result)
-    for part in path.parent.glob(f'{row["task"]}.*.part'): part.unlink()
-    return result
+    write_result(out, {k: result[k] for k in (*FIELDS, *DEFAULTS)})
+    for part in path.parent.glob(f'{row["task"]}.*.part*'): part.unlink()
+
+# %% ../nbs/08_bbh.ipynb #3a7c92ef
+def _score_tasks(model, tokenizer, jobs:list, out, batch_size:int, progress:bool)->list: # one result for each job, the same in every process
+    "Ask and score all tasks, in one process or several that see the same files"
+    state = PartialState(cpu=model.device.type == 'cpu', timeout=timedelta(days=7)) # how long the first may wait for the last
+    known = [_known(out, job) for job in jobs]
+    state.wait_for_everyone()
+    for turn, (job, rows) in enumerate(zip(jobs, known)):
+        _ask_task(model, tokenizer, job, rows, turn, out, batch_size, progress, state)
+        if state.num_processes == 1: _finish_task(out, job)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        for job in jobs: _finish_task(out, job)
+    state.wait_for_everyone()
+    return [_finished(out, job) for job in jobs]
 
 # %% ../nbs/08_bbh.ipynb #2f9d9e46
 def evaluate(
@@ -293,16 +331,17 @@ def evaluate(
     batch_size:int=64, # most prompts at a time
     max_new_tokens:int=None, # most tokens of an answer; None: 512 with a rationale, else what the task's longest target needs
     source=None, # directory of BBH, for prompts with examples; None: the environment variable COTKD_BBH
-    progress:bool=True, # show a bar for each task
+    progress:bool=True, # show a bar for each task, of several processes in the main one
 )->list: # one result for each task
-    "Score a model on tasks; results and texts go to `out`, and what is there already is not asked again; `InputError` for what cannot be asked"
+    """Score a model on tasks, in one process or as many as `torchrun` or `accelerate launch` starts; results and texts go to `out`, and what is
+    there already is not asked again; `InputError` for what cannot be asked"""
     if scorer not in STOPS or temperature < 0: raise InputError(f'{scorer=}, {temperature=}: expected one of {", ".join(STOPS)}, and 0 or more')
     if scorer == 'lm-eval' and not shots: raise InputError('scorer lm-eval with shots=0: without examples that harness reads answers by '
                                                            'other rules, one for each task; choose 3 shots, or the official scorer')
     rows = {t: sorted((index or {}).get(t, sample_rows(t, len(e), limit))) for t, e in items.items()}
     row = dict(arm=arm, seed=seed, mode=mode, shots=shots, scorer=scorer, model=model_name, benchmark=benchmark, temperature=temperature, chat=chat)
     jobs = [_plan_task(model, tokenizer, e, rows[t], dict(row, task=t), source, max_new_tokens, skip_long) for t, e in items.items()]
-    return [_score_task(model, tokenizer, job, out, batch_size, progress) for job in jobs]
+    return _score_tasks(model, tokenizer, jobs, out, batch_size, progress)
 
 # %% ../nbs/08_bbh.ipynb #a4af6054
 def rescore(

@@ -337,7 +337,7 @@ def test_interrupt_while_writing(ask, tmp_path, monkeypatch):
         return generate_batch(model, tokenizer, prompts, only=only, **kwargs)
     monkeypatch.setattr(bbh, 'generate_batch', count)
     ask()
-    assert asked == [0, 7] # all texts of the first task were there
+    assert asked == [7] # all texts of the first task were there
     assert [r['task'] for r in read_results(run)] == ['snarks', 'navigate', 'web_of_lies']
 
 
@@ -376,6 +376,74 @@ def test_few_shot_end_to_end(babbler, bbh_dir, tmp_path):
     short, long = evaluate(model, babbler[1], load_bbh(bbh_dir, 'sports_understanding,snarks'), **ask)[::-1]
     assert {short['task'], long['task']} == {'sports_understanding', 'snarks'}
     assert (short['n'], short['skipped'], long['n'], long['skipped']) == (2, 0, 0, 2)
+
+
+# several processes
+
+def three_ways(out, progress=False):
+    "A few real questions to the trained student: greedy, sampled, and in half precision, where a text can depend on its batch"
+    model, tokenizer = load_lm('toy-student')
+    items, results = load_bbh(tasks='navigate,boolean_expressions'), []
+    for arm, dtype, temperature, shots in [('student', torch.float32, 0., 3), ('kd', torch.float32, .2, 3), ('kd_cot', torch.bfloat16, 0., 0)]:
+        results += evaluate(model.to(dtype), tokenizer, items, out=out, arm=arm, model_name='toy-student', shots=shots, limit=12, temperature=temperature,
+                            max_new_tokens=16, batch_size=4, progress=progress)
+    return results
+
+
+@pytest.fixture(scope='module')
+def whole(bbh_dir, tmp_path_factory):
+    "What one process leaves, and returns"
+    out = tmp_path_factory.mktemp('whole')
+    return out, three_ways(out)
+
+
+PROCESS = """
+import contextlib, io, json, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_bbh import bbh, generate_batch, three_ways
+me, killed_after, batches = os.environ['RANK'], int(sys.argv[4]), 0
+def counted(*args, on_batch, **kwargs):
+    def count(rows, texts):
+        global batches
+        on_batch(rows, texts)
+        batches += 1
+        if me == '1' and batches == killed_after: os.kill(os.getpid(), signal.SIGKILL)
+    return generate_batch(*args, on_batch=count, **kwargs)
+bbh.generate_batch = counted
+with contextlib.redirect_stderr(io.StringIO()) as shown: results = three_ways(sys.argv[2], progress=True)
+with open(f'{sys.argv[3]}.{me}', 'w') as file: json.dump(dict(results=results, batches=batches, shown=shown.getvalue()), file)
+"""
+
+
+def in_processes(n, out, said, killed_after=0):
+    "Whether `n` processes came to the end"
+    (script := out.parent/'process.py').write_text(PROCESS)
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(n), str(script),
+                           str(Path(__file__).parent), str(out), str(said), str(killed_after)], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    if not killed_after: assert done.returncode == 0, done.stderr[-3000:]
+    return done.returncode == 0
+
+
+def test_two_processes_leave_the_files_of_one(whole, tmp_path):
+    assert in_processes(2, tmp_path/'run', tmp_path/'said')
+    said = [json.loads((tmp_path/f'said.{i}').read_text()) for i in (0, 1)]
+    assert files(tmp_path/'run') == files(whole[0])
+    assert [s['results'] for s in said] == [whole[1]]*2
+    assert [s['batches'] for s in said] == [3*(2 + 1)]*2 # each task has 3 batches
+    assert 'boolean_expressions, 1 of 2 shares' in said[0]['shown'] and 'shares' not in said[1]['shown']
+
+
+def test_killed_with_two_processes_continued_with_one(whole, tmp_path, monkeypatch):
+    run, asked = tmp_path/'run', []
+    assert not in_processes(2, run, tmp_path/'said', killed_after=5) # in the second task of the second evaluation
+    there = {(p.name.split('.')[0], json.loads(line)['index']) for p in run.rglob('*.part') for line in p.read_text().splitlines()}
+    assert len(there) >= 8 and len(read_results(run)) == 2
+    def count(*args, only, **kwargs):
+        asked.append(len(only))
+        return generate_batch(*args, only=only, **kwargs)
+    monkeypatch.setattr(bbh, 'generate_batch', count)
+    assert three_ways(run) == whole[1] and files(run) == files(whole[0])
+    assert sum(asked) == 4*12 - len(there) # no question was asked twice
 
 
 # what an answer depends on
