@@ -11,12 +11,11 @@ __all__ = ['NLP', 'ALGORITHMIC', 'BBH_TASKS', 'BBH_COUNTS', 'HUB', 'REVISION', '
 # %% ../nbs/08_bbh.ipynb #ff908294
 import difflib, hashlib, json, os, random, re, sys, zlib
 from collections import namedtuple
-from datetime import timedelta
 from pathlib import Path
-from accelerate import PartialState
 from tqdm import tqdm
 from .data import InputError
 from .generate import context_length, cut, encode_prompts, generate_batch
+from .models import processes
 from .prompt import MODES, chat_prompt, format_example
 
 # %% ../nbs/08_bbh.ipynb #03caa728
@@ -268,7 +267,7 @@ def _ask_rows(model, tokenizer, job:Job, known:dict, mine:list, part, batch_size
                    temperature=job.row['temperature'], seed=job.row['seed'], only=only, on_batch=keep)
 
 # %% ../nbs/08_bbh.ipynb #d68f0b95
-def _ask_task(model, tokenizer, job:Job, known:dict, turn:int, out, batch_size:int, progress:bool, state:PartialState):
+def _ask_task(model, tokenizer, job:Job, known:dict, turn:int, out, batch_size:int, progress:bool, state):
     "Ask this process's share of a task; the main process shows a bar with the accuracy so far"
     row, scores, n, main = job.row, [], state.num_processes, state.is_main_process
     mine = _share(job, known, batch_size, turn, state.process_index, n)
@@ -298,8 +297,7 @@ def _finish_task(out, job:Job):
 # %% ../nbs/08_bbh.ipynb #3a7c92ef
 def _score_tasks(model, tokenizer, jobs:list, out, batch_size:int, progress:bool)->list: # one result for each job, the same in every process
     "Ask and score all tasks, in one process or several that see the same files"
-    state = PartialState(cpu=model.device.type == 'cpu', timeout=timedelta(days=7)) # how long the first may wait for the last
-    known = [_known(out, job) for job in jobs]
+    state, known = processes(), [_known(out, job) for job in jobs]
     state.wait_for_everyone()
     for turn, (job, rows) in enumerate(zip(jobs, known)):
         _ask_task(model, tokenizer, job, rows, turn, out, batch_size, progress, state)

@@ -18,7 +18,6 @@ from unittest.mock import patch
 import matplotlib.pyplot as plt
 import pandas as pd, psutil
 import torch
-from accelerate import PartialState
 from datasets import concatenate_datasets
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -33,7 +32,7 @@ from .data import HUB_ID, InputError, contamination, load_cot, split_cot, write_
 from .distill import KDConfig, _with_adapters, distill
 from .gains import plot_gains
 from .losses import CHUNK_BYTES
-from .models import _find_pretrained, _keep_layers, _sizes, _split_name, align_vocab, load_lm, load_tokenizer
+from .models import _find_pretrained, _keep_layers, _sizes, _split_name, align_vocab, load_lm, load_tokenizer, processes
 from .prompt import encode
 from .report import write_report
 from .stats import HEADLINE, load_results
@@ -282,7 +281,7 @@ def _teacher(experiment, arm, seeds, rows, out): # from a cache where it would r
     remote = experiment.trust_remote_code
     if experiment.epochs * seeds <= 1: return load_lm(experiment.teacher, trust_remote_code=remote)[0]
     write_cache(experiment.teacher, rows, out/'cache'/arm, MODES[arm], trust_remote_code=remote)
-    PartialState().wait_for_everyone() # each process wrote its share
+    processes().wait_for_everyone() # each process wrote its share
     return TeacherCache(out/'cache'/arm)
 
 def _train(arm, seed, teacher, tokenizer, rows, held_out, experiment, out, trainer):
@@ -305,12 +304,12 @@ def run(
 )->Path: # report.html
     "All four arms of one experiment, start to report, in one process or in many; what is there already is not done again"
     out, (kind, items), remote = Path(out), benchmark_items(experiment, bbh), experiment.trust_remote_code
-    processes, tokenizer = PartialState(), load_tokenizer(experiment.teacher, remote)
-    with processes.main_process_first():
+    state, tokenizer = processes(), load_tokenizer(experiment.teacher, remote)
+    with state.main_process_first():
         config = _claim(out, dict(preset=preset, settings=asdict(experiment), trainer=trainer, benchmark=kind, seeds=seeds, versions=_versions(), command=command, cost={}))
         rows, held_out = training_rows(experiment, items, tokenizer, out/'quarantine.jsonl')
     questions = {t: [e['input'] for e in part] for t, part in items.items()}
-    processes.print(f"{len(rows) - held_out:,} rows to train on, {held_out} held out; {sum(map(len, items.values())):,} "
+    state.print(f"{len(rows) - held_out:,} rows to train on, {held_out} held out; {sum(map(len, items.values())):,} "
                     f"{'items of BIG-Bench-Hard' if kind == 'bbh' else 'held-out toy problems (COTKD_BBH is not set)'}, {len(items)} tasks")
     config['contamination'], _ = contamination(rows, sum(questions.values(), []))
     for arm in MODES:
@@ -318,13 +317,13 @@ def run(
         for seed in range(seeds):
             cost = _train(arm, seed, teacher, tokenizer, rows, held_out, experiment, out, trainer)
             config['cost'].setdefault(arm, cost)
-            if processes.is_main_process: write_json(out/'config.json', config)
+            if state.is_main_process: write_json(out/'config.json', config)
     trained = [(arm, f'models/{arm}-{seed}', seed) for seed in range(seeds) for arm in MODES]
     for arm, name, seed in [('teacher', experiment.teacher, 0), ('student', experiment.student, 0), *trained]:
         model, _ = load_lm(out/name if arm in MODES else name, trust_remote_code=remote)
         _score(model, tokenizer, arm, name, seed, kind, items, experiment, out, bbh)
-    if processes.is_main_process:
+    if state.is_main_process:
         plt.close(plot_gains(load_results(out), path=out/'gains.png'))
         write_report(out, questions)
-    processes.wait_for_everyone()
+    state.wait_for_everyone()
     return out/'report.html'

@@ -20,8 +20,8 @@ LAYERS = '0-2,8-11,19-22,24,27-29'  # which break the model least
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', required=True, help='directory of the teacher')
-    parser.add_argument('--rows', type=int, default=1600, help='to train on, 8 an update')
-    parser.add_argument('--dev', type=int, default=128, help='held-out rows, of cot_dev.jsonl')
+    parser.add_argument('--rows', type=int, default=480, help='to train on, 8 an update')
+    parser.add_argument('--dev', type=int, default=64, help='held-out rows, of cot_dev.jsonl')
     parser.add_argument('--lr', type=float, default=5e-4)
     parser.add_argument('--out', default='runs/smollm2', help='where the students go')
     parser.add_argument('--json', default=Path(__file__).parents[1]/'cotkd/results/smollm2_kd.jsonl', help='where the figures go')
@@ -29,7 +29,8 @@ def main():
     folder, (teacher, tokenizer) = Path(os.environ['COTKD_DATA']), load_lm(args.model)
     some = lambda name, n: list(load_cot(folder/name).shuffle(seed=0).take(n))
     rows, held_out = some('cot_train.jsonl', args.rows), some('cot_dev.jsonl', args.dev)
-    config, lines, students = KDConfig(lr=args.lr, batch_size=8), [], {'student': f'{args.model}[{LAYERS}]'}
+    config = KDConfig(lr=args.lr, batch_size=8, trainer=dict(eval_steps=.1, save_steps=.1))
+    lines, students = [], {'student': f'{args.model}[{LAYERS}]'}
     about = dict(layers=LAYERS, lr=args.lr, batch_size=8, rows=len(rows), held_out=len(held_out))
     for arm, mode in MODES.items():
         out = Path(args.out)/arm
