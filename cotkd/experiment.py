@@ -298,12 +298,13 @@ def run(
     out, # run directory
     bbh=None, # as in `benchmark_items`
     seeds:int=1, # training runs of each KD arm
-    preset:str='toy', # its name, for the record
+    preset:str=None, # its name, for the record; None: that of the preset which the experiment is, or "custom"
     command:str=None, # how it was started, for the record
     trainer:dict={}, # further `TrainingArguments`, such as dict(gradient_checkpointing=True)
 )->Path: # report.html
     "All four arms of one experiment, start to report, in one process or in many; what is there already is not done again"
     out, (kind, items), remote = Path(out), benchmark_items(experiment, bbh), experiment.trust_remote_code
+    preset = preset or next((name for name, e in PRESETS.items() if e == experiment), 'custom')
     state, tokenizer = processes(), load_tokenizer(experiment.teacher, remote)
     with state.main_process_first():
         config = _claim(out, dict(preset=preset, settings=asdict(experiment), trainer=trainer, benchmark=kind, seeds=seeds, versions=_versions(), command=command, cost={}))

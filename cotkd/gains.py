@@ -99,10 +99,10 @@ def finding(table:pd.DataFrame, # from `gains_table`
 
 # %% ../nbs/10_gains.ipynb #01af1875
 def _asked(results): # BIG-Bench-Hard, 27 tasks, 3-shot, official exact-match scorer
-    s = setting(results)
+    s, tasks = setting(results), results.task.nunique()
     what = "BIG-Bench-Hard" if s["benchmark"] == "bbh" else "Held-out toy questions (not BIG-Bench-Hard)"
     return ("No model was run: SIMULATED numbers. " if "SIMULATED" in set(results.model) else "") + (
-        f"{what}, {results.task.nunique()} tasks, {s['shots']}-shot, {s['scorer']} exact-match scorer") + (
+        f"{what}, {tasks} task{'s' * (tasks != 1)}, {s['shots']}-shot, {s['scorer']} exact-match scorer") + (
         f", sampled at temperature {s['temperature']:g}" if s["temperature"] else "") + (", through the chat template" if s["chat"] else "")
 
 def _seeds(k): return f"{k:.0f} seed{'' if k == 1 else 's, averaged'}"

@@ -88,7 +88,7 @@ def _kinds(answers): # columns task, answer, correct
     "What each answer is: a value of `KINDS`"
     form = answers.answer.map(lambda a: next((f for f in _FORMS if re.fullmatch(f, a, re.S)), "")).mask(answers.answer == "[invalid]", "")
     usual = form[answers.correct].groupby(answers.task).agg(lambda f: f.mode()[0])
-    wanted = answers.task.map(usual).fillna(form) # a task without a right answer gives its form away nowhere
+    wanted = answers.task.map(usual).astype(object).fillna(form) # a task without a right answer gives its form away nowhere
     return np.select([answers.correct, form == "", form != wanted], [KINDS[k] for k in "rnf"], KINDS["w"])
 
 # %% ../nbs/11_report.ipynb #b11aba51
@@ -222,7 +222,8 @@ def side_by_side(run_dir, results:pd.DataFrame,
 
 # %% ../nbs/11_report.ipynb #31311116
 _COSTS = dict(updates=("updates", "{:,.0f}"), examples=("examples", "{:,.0f}"), supervised_tokens=("supervised tokens", "{:,.0f}"),
-              flops=("training FLOPs", "{:.2e}"), seconds=("training seconds", "{:,.0f}"), lr=("learning rate", "{:g}"))
+              flops=("training FLOPs", "{:.2e}"), seconds=("training seconds", "{:,.0f}"), lr=("learning rate", "{:g}"),
+              kept=("kept: the student of update", "{:,.0f}"), kl_kept=("its divergence on held-out rows, nats", "{:.3f}"), kl_last=("that of the last", "{:.3f}"))
 
 def cost_table(cost:dict) -> pd.DataFrame: # {arm: {updates, examples, supervised_tokens, flops, seconds, lr}}, all optional
     "What each arm's training took"

@@ -165,6 +165,7 @@ def packaged_results(name:str="toy_bbh", # a file of `cotkd/results/`, without i
 def setting(results):
     "The one benchmark, scorer, number of shots, temperature and use of a chat template of these results"
     keys = ["benchmark", "scorer", "shots", *DEFAULTS]
+    if results.empty: raise InputError("no results are left to compare: check which arms, prompts and tasks were chosen")
     for key in keys:
         if results[key].nunique() > 1:
             raise InputError(f"results mix {key} {' and '.join(map(str, sorted(results[key].unique())))}: compare one {key} at a time")

@@ -216,6 +216,9 @@ def test_wrong_arguments_are_refused(tokenizer, rows, tmp_path):
         trainer(student, teacher, tokenizer, rows, tmp_path, gradient_accumulation_steps=2)
     with pytest.raises(InputError, match="'kl'"): KDConfig(divergence='kl')
     cache = TeacherCache(write_cache('toy-teacher', rows[:4], tmp_path/'cache'))
+    with pytest.raises(InputError, match='4 rows to train on do not fill one update of 8'): trainer(student, teacher, tokenizer, rows[:4], tmp_path)
+    with pytest.raises(InputError, match='leave some to train on'): distill(student, teacher, tokenizer, rows[:8], tmp_path/'out', dev=8, config=KDConfig(batch_size=8))
+    assert not (tmp_path/'out').exists()  # so that a corrected call finds nothing in its way
     with pytest.raises(InputError, match='40 rows, but a cache of 4'): trainer(student, cache, tokenizer, rows, tmp_path)
 
 
