@@ -252,7 +252,7 @@ def plan(experiment:Experiment, gpu:str=None)->Plan: # one of `GPUS`; None: a CP
     hours = f'Hours at {UTILISATION:.0%} (assumed) of {peak} TFLOP/s.' if gpu else 'Name a GPU (--gpu) to plan for it, and for its hours.'
     return Plan(models, memory.rename_axis('memory, GB', axis=1), arms, f'{gpu or "this CPU"}, {room:.0f} GB: {fits}. {hours}\n'
         f'Tokens {source}. Activations of a micro-batch of {tokens} tokens.\n'
-        'Cached: the teacher reads the rows once. Left out: attention scores, padding, evaluation, passing buffers.')
+        'Cached: the teacher reads the rows once. Left out: attention scores, padding, held-out rows, evaluation, passing buffers.')
 
 # %% ../nbs/12_experiment.ipynb #ca930ad1
 def _versions(): return {p: version(p) for p in ('cotkd', 'torch', 'transformers', 'datasets', 'tokenizers')} | {'python': sys.version.split()[0]}
