@@ -8,7 +8,7 @@ __all__ = ['FROM_PAPER', 'PRESETS', 'HELD_OUT', 'ARCHITECTURES', 'HUB_TOKENS', '
            'parameters', 'count_tokens', 'gpu_here', 'Plan', 'plan', 'run']
 
 # %% ../nbs/12_experiment.ipynb #2c7d8370
-import json, math, os, sys
+import json, logging, math, os, sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -106,7 +106,10 @@ def benchmark_items(experiment:Experiment, bbh=None)->tuple: # directory of BBH 
 HELD_OUT = 500 # rows, of those held out, that checkpoints are chosen on
 
 def _sample(ds, n, fits): # n rows that fit, or as many as there are
-    return ds.shuffle(seed=0).select(range(min(2 * n, len(ds)))).filter(fits).take(n) if n < len(ds) else ds.shuffle(seed=0).filter(fits)
+    looked_at = ds.shuffle(seed=0).select(range(min(2 * n, len(ds))))
+    short = looked_at.filter(fits)
+    if len(short) < len(looked_at): logging.getLogger(__name__).warning(f'{len(looked_at) - len(short)} of {len(looked_at)} rows are too long (max_tokens) and left out')
+    return short.select(range(min(n, len(short))))
 
 def training_rows(experiment:Experiment, items:dict, tokenizer=None, quarantine=None)->tuple: # `benchmark_items`, not to be trained on; the pair's; file for unusable rows
     "The rows both arms are distilled on, followed by those held out; and how many of them are held out"
