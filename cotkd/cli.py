@@ -11,7 +11,7 @@ import argparse, os, shlex, sys
 # %% ../nbs/13_cli.ipynb #199c115f
 def _run(a):
     from dataclasses import replace
-    from cotkd.experiment import GPUS, configure, describe_preset, gpu_here, plan, run
+    from cotkd.experiment import configure, describe_preset, gpu_here, plan, run
     from cotkd.data import InputError
     if bad := [s for s in a.set if '=' not in s]: raise InputError(f'--set {bad[0]!r}: expected key=value, such as --set rows=4000')
     if a.seeds < 1: raise InputError(f'--seeds {a.seeds}: expected 1 or more')

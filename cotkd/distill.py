@@ -338,7 +338,8 @@ def plot_log(log:pd.DataFrame, ax=None)->plt.Axes: # lines of `log.jsonl`; where
     names = dict(kl_rationale='held-out rows, rationale', kl_answer='held-out rows, answer', kl='held-out rows, all')
     for (column, name), style in zip(names.items(), ('C0s--', 'C1d:', 'C2o-')):
         if column in log and log[column].notna().any(): ax.plot(*log[['step', column]].dropna().to_numpy().T, style, label=name)
-    if 'kl' in log: ax.axvline(log.step[log.kl[log.step > 0].idxmin()], color='0.5', lw=1, zorder=0, label='kept')
+    looks = log[log.step > 0].get('kl', pd.Series(dtype=float)).dropna()
+    if len(looks): ax.axvline(log.step[looks.idxmin()], color='0.5', lw=1, zorder=0, label='kept')
     ax.set(xlabel='update', ylabel='nats per token', ylim=(0, None)); ax.legend(frameon=False, fontsize=8)
     return ax
 
