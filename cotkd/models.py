@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import pandas as pd, torch
 from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -61,9 +61,8 @@ def processes()->PartialState: # of `torchrun` or `accelerate launch`; one alone
 # %% ../nbs/03_models.ipynb #4928baed
 def parameter_table(
     models:dict, # name -> model
-)->'pandas.DataFrame': # one row per model: layers, width, parameters of the body, of the embedding and head, and in all
+)->pd.DataFrame: # one row per model: layers, width, parameters of the body, of the embedding and head, and in all
     "Where a model's parameters are: the body works on every token, the head only where a token is predicted"
-    import pandas as pd
     rows = {}
     for name, m in models.items():
         shared = {p.data_ptr(): p.numel() for p in (m.get_input_embeddings().weight, m.get_output_embeddings().weight)}
