@@ -25,17 +25,28 @@ def page_links(text):
     return text.replace(f'{get_config().doc_host}{get_config().doc_baseurl}/', '')
 
 
+def signatures(cell):
+    "In the documentation of a name: links of nbdev's that stand in code are text again, and a missing docstring is not that of `object.__call__`"
+    for data in (out.data for out in cell.get('outputs', []) if 'text/markdown' in out.get('data', {})):
+        text = ''.join(data['text/markdown']).replace('*Call self as a function.*', '')
+        data['text/markdown'] = re.sub(r'```.*?```', lambda code: re.sub(r'\[(`[^`]+`)\]\([^)]*\)', r'\1', code[0]), text, flags=re.S)
+
+
+class Documented(FilterDefaults):
+    def xtra_procs(self): return [signatures]
+
+
 def process(folder):
     "Fill `folder` with what smalldocs reads: notebooks with the documentation of their exported names, pages, settings"
     os.environ['IN_TEST'] = '1'  # an `nbdev_export()` in a notebook does nothing
     for source in sorted(Path('nbs').iterdir()):
         target = folder/re.sub(r'^\d\d_', '', source.name)
-        if source.suffix == '.ipynb': exec_nb(source, target, FilterDefaults)
+        if source.suffix == '.ipynb': exec_nb(source, target, Documented)
         elif source.is_file(): shutil.copy(source, target)
         if target.suffix in ('.ipynb', '.md') or target.name == 'sidebar.yml': target.write_text(page_links(target.read_text('utf-8')), 'utf-8')
 
 
-def offline(page):
+def formulas(page):
     "Formulas as MathML, which browsers show by themselves, in place of a script from elsewhere"
     page = re.sub(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?\s*', '', page)
     return re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>',
@@ -49,7 +60,8 @@ def build(out):
         site = Site(load(folder), quiet=True)
         site.out = out.resolve()
         site.build()
-    for page in site.out.glob('*.html'): page.write_text(offline(page.read_text('utf-8')), 'utf-8')
+    for page in site.out.rglob('*.html'): page.write_text(formulas(page.read_text('utf-8')), 'utf-8')
+    for theme in site.out.rglob('themes/*.css'): theme.write_text(re.sub(r'@import[^;]*?url\([^)]*\);', '', theme.read_text('utf-8')), 'utf-8')  # fonts from elsewhere
     return site.broken
 
 
