@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def page_links(text):
     "Links as the site has them: notebooks without their number, names of our own without the host"
-    text = re.sub(r'(?<=[( ])(?:nbs/)?(?:\d\d_)?(\w+\.ipynb)(?=[)}#])', r'\1', text)
+    text = re.sub(r'(?<=[( ])(?:nbs/)?(?:\d\d_)?(\w+\.(?:ipynb|md))(?=[)}#])', r'\1', text)
     return text.replace(f'{get_config().doc_host}{get_config().doc_baseurl}/', '')
 
 
