@@ -120,7 +120,7 @@ def write_cache(
     _claim(out, about)
     mine = {i: r for i, r in enumerate(about['files']) if i % shard[1] == (shard[0] - 1) % shard[1]}
     if 0 in mine and not _find(out, 'head'):
-        _save({k: v.detach().cpu().contiguous() for k, v in head._asdict().items() if torch.is_tensor(v)}, out, 'head')
+        _save({k: v.detach().cpu().contiguous() for k, v in vars(head).items() if torch.is_tensor(v)}, out, 'head')
     todo = {i: r for i, r in mine.items() if not _find(out, f'hidden-{i:05}')}
     collate = KDCollator(pack=model.device.type == 'cuda' and packs(model))
     if todo: _predict(model, encoded, counts, todo, collate, out)

@@ -156,7 +156,7 @@ class KDTrainer(ValidatedTrainer):
         self.vocab, self.cached = vocab, isinstance(teacher, TeacherCache)
         self.teacher = None if self.cached else teacher.requires_grad_(False).eval().to(args.device)
         head = teacher.head if self.cached else read_head(self.teacher)
-        self.teacher_head = Head(*(x.to(args.device) if torch.is_tensor(x) else x for x in head))
+        self.teacher_head = Head(*(x.to(args.device) if torch.is_tensor(x) else x for x in vars(head).values()))
         pack = args.device.type == 'cuda' and all(packs(m) for m in (model, self.teacher) if m is not None)
         train, held_out = (_Rows(encoded, teacher, where) for where in (range(len(encoded) - dev), range(len(encoded) - dev, len(encoded))))
         super().__init__(model, args, train, config=config, pack=pack, eval_dataset=held_out if dev else None, **kwargs)

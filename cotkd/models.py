@@ -8,10 +8,10 @@ __all__ = ['EMBEDDED', 'load_tokenizer', 'load_lm', 'processes', 'parameter_tabl
 
 # %% ../nbs/03_models.ipynb #023aef02
 import copy, hashlib, os, re
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd, torch
 from accelerate import PartialState
@@ -88,7 +88,8 @@ def align_vocab(
     return shared
 
 # %% ../nbs/03_models.ipynb #b77183ca
-class Head(NamedTuple):
+@dataclass
+class Head:
     "What turns last hidden states into logits: softcap·tanh(scale·(hidden @ weight.T + bias) / softcap)"
     weight:torch.Tensor # (V, H)
     bias:torch.Tensor=None # (V,)
