@@ -1,5 +1,5 @@
 "The documentation site, built once: every page, public name, figure and link of it; and every command that is printed in the documentation"
-import ast, configparser, importlib, inspect, json, os, re, shlex, subprocess, sys
+import ast, configparser, dataclasses, importlib, inspect, json, os, re, shlex, subprocess, sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -70,6 +70,7 @@ def test_public_names_are_documented(name, site):
         missing = [p for p in parameters(getattr(module, d)) if not re.search(rf'\b{p}\b', shown)]
         assert not missing, f'{d} is shown without {missing}'
         assert '](' not in shown, f'{d}: a link in code'
+        if dataclasses.is_dataclass(getattr(module, d)): assert '#' in shown, f'{d} is shown without what its fields mean'
 
 
 @pytest.mark.parametrize('name', NOTEBOOKS)

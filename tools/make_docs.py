@@ -11,7 +11,7 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 from nbdev.config import get_config
-from nbdev.processors import FilterDefaults
+from nbdev.processors import FilterDefaults, _default_exp, exec_show_docs
 from nbdev.serve_drv import exec_nb
 from smalldocs.config import load
 from smalldocs.site import Site
@@ -32,7 +32,15 @@ def signatures(cell):
         data['text/markdown'] = re.sub(r'```.*?```', lambda code: re.sub(r'\[(`[^`]+`)\]\([^)]*\)', r'\1', code[0]), text, flags=re.S)
 
 
+class run_as_module(exec_show_docs):
+    "Run a notebook's cells under the name of its module, where the source of a class and the comments in it can be found"
+    def begin(self):
+        super().begin()
+        if name := _default_exp(self.nb): self.k.run_cell(f'import cotkd.{name}; __name__ = "cotkd.{name}"')
+
+
 class Documented(FilterDefaults):
+    def base_procs(self): return [run_as_module if p is exec_show_docs else p for p in super().base_procs()]
     def xtra_procs(self): return [signatures]
 
 
