@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'OPTIONAL', 'COLUMNS', 'HUB_ID', 'HUB_FILE', 'InputError', 'write_json', 'check_row', 'load_cot',
-           'lengths', 'describe', 'split_cot', 'contamination', 'show_row', 'browse']
+           'lengths', 'describe', 'split_cot', 'contamination', 'show_row', 'find_rows', 'browse']
 
 # %% ../nbs/01_data.ipynb #32e15964
 import hashlib, html, io, json, logging, math, os, re, shutil, tempfile
@@ -285,14 +285,31 @@ def show_row(row:dict)->str: # HTML; the row's own text is escaped
     return f'<div style="max-width:50em"><small>{html.escape(row["task"])}</small>{"".join(parts)}</div>'
 
 # %% ../nbs/01_data.ipynb #7aa83265
-def browse(ds)->widgets.VBox: # choose a task, then slide through its rows
-    "Browse the rationales of `load_cot` in a notebook"
-    where = pd.DataFrame({'task': ds['task'][:]}).groupby('task').indices  # task -> its rows
-    task = widgets.Dropdown(options=[(f'{t} ({len(i):,})', t) for t, i in where.items()], description='task')
-    row, view = widgets.IntSlider(description='row', max=0), widgets.HTML()
+def find_rows(
+    words:pd.DataFrame, # `lengths` of a data set, in words
+    task:str, # one of its tasks
+    least:int=0, most:int=None, # words of the rationale; None: any number
+)->list: # row numbers, ascending
+    "The rows of a task whose rationales are that long"
+    here = words[words.task == task].rationale
+    return here.index[here.between(least, here.max() if most is None else most)].tolist()
+
+# %% ../nbs/01_data.ipynb #2f3eba0d
+def browse(ds)->widgets.VBox: # rows from `load_cot`
+    "Choose a task and a range of lengths, then slide through the rationales"
+    words = lengths(ds)
+    task = widgets.Dropdown(options=[(f'{t} ({n:,})', t) for t, n in words.task.value_counts().sort_index().items()], description='task')
+    length, row, view = widgets.IntRangeSlider(description='words'), widgets.IntSlider(description='row', max=0), widgets.HTML()
+    def choose(_=None): # another task: all of its lengths
+        longest = int(words[words.task == task.value].rationale.max())
+        length.max = longest
+        length.value = (0, longest)
+        update()
     def update(_=None):
-        row.max = len(where[task.value]) - 1  # a slider beyond the new end is moved back to it
-        view.value = show_row(ds[int(where[task.value][row.value])])
-    for control in task, row: control.observe(update, 'value')
-    update()
-    return widgets.VBox([widgets.HBox([task, row]), view])
+        found = find_rows(words, task.value, *length.value)
+        row.max = max(len(found) - 1, 0)  # a slider beyond the new end is moved back to it
+        view.value = show_row(ds[found[row.value]]) if found else f'No rationale of {task.value} has {length.value[0]} to {length.value[1]} words.'
+    task.observe(choose, 'value')
+    for control in length, row: control.observe(update, 'value')
+    choose()
+    return widgets.VBox([widgets.HBox([task, length, row]), view])

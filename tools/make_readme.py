@@ -10,6 +10,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 
 FIGURES = '.github/readme'  # a tracked folder that stays out of the way
+END = '<!-- README ends here -->'  # what follows in the notebook is for those who run it
 NOTE = '<!-- Made from index.ipynb by tools/make_readme.py: edit the notebook, not this file. -->\n\n'
 
 
@@ -43,7 +44,7 @@ def convert(path):
     "The text of the README and its figures as {path from the root: bytes}"
     exporter = MarkdownExporter()
     text, resources = exporter.from_notebook_node(readable(nbformat.read(path, as_version=4)))
-    text = re.sub(r'```python\n\s*```\n', '', text)  # what is left of a cell whose input is hidden
+    text = re.sub(r'```python\n\s*```\n', '', text.partition(END)[0])  # what is left of a cell whose input is hidden
     figures = {}
     for number, (name, content) in enumerate(resources['outputs'].items(), 1):
         new = f'{FIGURES}/figure-{number}{Path(name).suffix}'

@@ -1,0 +1,48 @@
+"Every notebook shows something, uses each name it exports, and links to what is there."
+import ast, importlib, re
+from pathlib import Path
+
+import nbformat, pytest
+
+NBS = Path(__file__).parent.parent/'nbs'
+NOTEBOOKS = sorted(NBS.glob('*.ipynb'))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda p: p.stem)
+def notebook(request): return nbformat.read(request.param, as_version=4)
+
+
+def code(nb, exported): # the cells that go into the module, or the others
+    return [c for c in nb.cells if c.cell_type == 'code' and bool(re.match(r'#\s*\|\s*export', c.source)) == exported]
+
+
+def outputs(nb): return [out for c in nb.cells if c.cell_type == 'code' for out in c.outputs]
+
+
+def test_something_is_shown(notebook):
+    kinds = {kind for out in outputs(notebook) for kind in out.get('data', {})}
+    assert kinds & {'image/png', 'text/html'}, 'no figure and no table among the committed outputs'
+
+
+def test_outputs_are_presentable(notebook):
+    assert notebook.metadata.kernelspec.name == 'python3' # without it JupyterLab asks which kernel to use
+    for out in outputs(notebook):
+        assert out.output_type != 'error' and out.get('name') != 'stderr', out
+        text = str(out.get('text', '')) + str({k: v for k, v in out.get('data', {}).items() if k.startswith('text')})
+        assert not re.search(r'(/home|/root|/work|/Users|/tmp)/\w', text), f'a path of one machine: {text[:300]}'
+
+
+def test_every_public_name_is_used(notebook):
+    name = re.search(r'default_exp (\w+)', '\n'.join(c.source for c in notebook.cells))
+    if not name: return # index and paper export nothing
+    module = importlib.import_module(f'cotkd.{name[1]}')
+    used = {node.id for c in code(notebook, exported=False) for node in ast.walk(ast.parse(re.sub(r'^\s*[%!].*', '', c.source, flags=re.M)))
+            if isinstance(node, ast.Name)}
+    assert not {n for n in module.__all__ if callable(getattr(module, n))} - used
+
+
+def test_links_lead_somewhere(notebook):
+    for c in notebook.cells:
+        if c.cell_type != 'markdown': continue
+        for link in re.findall(r'\]\((?!https?:|#|attachment:)([^)\s#]+)', c.source):
+            assert (NBS/link).exists() or (NBS.parent/link).exists(), f'{link} in: {c.source[:200]}'
