@@ -1,0 +1,139 @@
+"Notebooks in JupyterLab and the report of a run, as a reader sees them"
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from browser import check_page
+from test_report import HOSTILE, write_run
+
+from cotkd.report import write_report
+from cotkd.stats import simulated_results
+
+NOTEBOOKS = {  # the labels of the widgets that are moved in each
+    'index': [],
+    'nbs/00_toy': [],
+    'nbs/01_data': ['task', 'row'],
+    'nbs/10_gains': ['task'],
+}
+ROOT = Path(__file__).parent.parent
+SETTINGS = {
+    'notebook-extension/tracker': dict(windowingMode='none'),  # cells off the screen are in the page too
+    'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False),
+}
+
+
+@pytest.fixture
+def shoot(page, tmp_path):
+    "Save a screenshot in the test's directory, or in COTKD_SCREENSHOTS"
+    def shoot(name, **options):
+        page.screenshot(path=Path(os.environ.get('COTKD_SCREENSHOTS') or tmp_path)/f'{name}.png', **options)
+    return shoot
+
+
+@pytest.fixture(scope='module')
+def report(tmp_path_factory):
+    results = simulated_results(['navigate', 'tracking_shuffled_objects_seven_objects'], n=40, off_n=10)
+    run = write_run(tmp_path_factory.mktemp('report')/'run', results)
+    return write_report(run, questions={task: [f'Question {i} {HOSTILE}' for i in range(40)] for task in results.task.unique()}).as_uri()
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('width', [1280, 400])
+def test_report_is_whole_and_legible(report, page, shoot, width, scheme):
+    check_page(page, report, width, scheme)
+    shoot(f'report-{width}-{scheme}', full_page=True)
+    figures = page.locator('picture img')
+    assert figures.count() == 3 and figures.evaluate_all('all => all.every(i => i.currentSrc == i.src)') == (scheme == 'light')
+
+
+def test_report_prints_on_white_with_every_answer(report, page, shoot):
+    check_page(page, report, 800, 'light')
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = false)")
+    page.emulate_media(media='print')
+    assert page.locator('details .answer').evaluate_all('all => all.every(e => e.checkVisibility({contentVisibilityAuto: true}))')
+    shoot('report-print', full_page=True)
+    assert page.pdf().startswith(b'%PDF')
+
+
+@pytest.fixture(scope='module')
+def lab(chromium, tmp_path_factory):
+    "The address of a JupyterLab over a copy of the notebooks, with settings and kernels of its own: a path -> URL"
+    home, token = tmp_path_factory.mktemp('lab'), secrets.token_hex()
+    shutil.copytree(ROOT/'nbs', home/'files/nbs', symlinks=True)
+    shutil.copy(ROOT/'index.ipynb', home/'files')
+    for name, values in SETTINGS.items():
+        file = home/f'settings/@jupyterlab/{name}.jupyterlab-settings'
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(values))
+    folders = dict(JUPYTER_CONFIG_DIR='config', JUPYTER_DATA_DIR='data', JUPYTER_RUNTIME_DIR='runtime', IPYTHONDIR='ipython',
+                   JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces')
+    env = {k: v for k, v in os.environ.items() if k not in ('MPLBACKEND', 'JUPYTER_PATH', 'JUPYTER_CONFIG_PATH')}
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    address = lambda path: f'http://127.0.0.1:{port}/{path}token={token}'
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
+               f'--IdentityProvider.token={token}', f"--ServerApp.root_dir={home/'files'}",
+               '--MappingKernelManager.cull_idle_timeout=5', '--MappingKernelManager.cull_interval=5']  # a kernel ends soon after its page
+    with (home/'log').open('w') as log:
+        server = subprocess.Popen(command, env=env | {k: str(home/v) for k, v in folders.items()}, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try: urlopen(address('api/status?')).close(); break
+            except URLError: assert server.poll() is None and time.monotonic() < deadline, (home/'log').read_text()
+            time.sleep(.2)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def wait_until_run(page):
+    "Wait for an idle kernel and a number before every cell, or for the first error"
+    page.wait_for_function("""() => document.querySelector('[data-mime-type="application/vnd.jupyter.error"]')
+        || document.querySelector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+        && [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\[\\d+\\]/.test(p.textContent))""")
+    assert not (errors := page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()), errors[0]
+
+
+def move(page, label):
+    "Choose the next entry of the menu, or push the slider, of this label, and wait for its cell to show something else"
+    control = page.locator('.widget-inline-hbox', has=page.locator('.widget-label', has_text=re.compile(f'^{label}$'))).first
+    shown = """cell => [...cell.querySelectorAll('.jp-OutputArea img, .widget-html-content, .jp-RenderedHTML')]
+        .map(e => e.tagName == 'IMG' ? e.complete && e.naturalWidth ? e.src : '' : e.innerHTML).join('')"""
+    cell = page.locator('.jp-CodeCell', has=control)
+    before = cell.evaluate(shown)
+    if (menu := control.locator('select')).count(): menu.select_option(index=menu.evaluate('m => (m.selectedIndex + 1) % m.length'))
+    else: control.locator('.noUi-handle').press('ArrowRight')
+    page.wait_for_function(f'([cell, before]) => ![before, ""].includes(({shown})(cell))', arg=[cell.element_handle(), before])
+
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_notebook_runs_in_jupyterlab(lab, page, shoot, name):
+    cells = [c for c in json.loads((ROOT/f'{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
+    page.set_default_timeout(240_000)
+    page.goto(lab(f'lab/tree/{name}.ipynb?reset&'))
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+    page.get_by_role('menuitem', name='Run', exact=True).click()
+    page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
+    wait_until_run(page)
+    for label in NOTEBOOKS[name]: move(page, label)
+    wait_until_run(page)
+    assert not page.locator('.jp-Dialog').count()
+    assert page.locator('.jp-CodeCell').count() == len(cells)
+    committed = sum('image/png' in output.get('data', {}) for c in cells for output in c['outputs'])
+    figures = page.locator('.jp-OutputArea img').evaluate_all('all => all.filter(i => i.naturalWidth).length')
+    assert figures >= committed + ('nbs/10_gains' == name), f'{figures} figures, {committed} in the file'
+    page.set_viewport_size(dict(width=1280, height=min(16_000, 200 + page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollHeight"))))
+    shoot(Path(name).name)
