@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from browser import check_page
@@ -83,8 +83,7 @@ def lab(chromium, tmp_path_factory):
         port = s.getsockname()[1]
     address = lambda path: f'http://127.0.0.1:{port}/{path}token={token}'
     command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
-               f'--IdentityProvider.token={token}', f"--ServerApp.root_dir={home/'files'}",
-               '--MappingKernelManager.cull_idle_timeout=5', '--MappingKernelManager.cull_interval=5']  # a kernel ends soon after its page
+               f'--IdentityProvider.token={token}', f"--ServerApp.root_dir={home/'files'}"]
     with (home/'log').open('w') as log:
         server = subprocess.Popen(command, env=env | {k: str(home/v) for k, v in folders.items()}, stdout=log, stderr=log)
     try:
@@ -102,7 +101,7 @@ def lab(chromium, tmp_path_factory):
 def wait_until_run(page):
     "Wait for an idle kernel and a number before every cell, or for the first error"
     page.wait_for_function("""() => document.querySelector('[data-mime-type="application/vnd.jupyter.error"]')
-        || document.querySelector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+        || document.querySelector('#jp-main-statusbar').innerText.includes('| Idle')
         && [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\[\\d+\\]/.test(p.textContent))""")
     assert not (errors := page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()), errors[0]
 
@@ -119,21 +118,27 @@ def move(page, label):
     page.wait_for_function(f'([cell, before]) => ![before, ""].includes(({shown})(cell))', arg=[cell.element_handle(), before])
 
 
-@pytest.mark.parametrize('name', NOTEBOOKS)
-def test_notebook_runs_in_jupyterlab(lab, page, shoot, name):
-    cells = [c for c in json.loads((ROOT/f'{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
+@pytest.fixture(params=NOTEBOOKS)
+def notebook(lab, page, shoot, request):
+    "A notebook open beside an idle kernel, which ends with the test; its last look is kept: its name"
     page.set_default_timeout(240_000)
-    page.goto(lab(f'lab/tree/{name}.ipynb?reset&'))
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+    page.goto(lab(f'lab/tree/{request.param}.ipynb?reset&'))
+    page.locator('#jp-main-statusbar', has_text='| Idle').wait_for()
+    yield request.param
+    height = page.locator('.jp-WindowedPanel-outer').evaluate('notebook => { notebook.scrollTop = 0; return notebook.scrollHeight }')
+    page.set_viewport_size(dict(width=1280, height=min(16_000, 150 + height)))
+    shoot(Path(request.param).name)
+    for session in json.load(urlopen(lab('api/sessions?'))): urlopen(Request(lab(f"api/sessions/{session['id']}?"), method='DELETE')).close()
+
+
+def test_notebook_runs_in_jupyterlab(notebook, page):
+    cells = [c for c in json.loads((ROOT/f'{notebook}.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
     wait_until_run(page)
-    for label in NOTEBOOKS[name]: move(page, label)
+    committed, widgets = sum('image/png' in output.get('data', {}) for c in cells for output in c['outputs']), NOTEBOOKS[notebook]
+    drawn = page.locator('.jp-OutputArea img').evaluate_all('all => all.filter(i => i.naturalWidth).length')
+    assert page.locator('.jp-CodeCell').count() == len(cells) and drawn >= committed, f'{drawn} figures, {committed} in the file'
+    for label in widgets: move(page, label)
     wait_until_run(page)
     assert not page.locator('.jp-Dialog').count()
-    assert page.locator('.jp-CodeCell').count() == len(cells)
-    committed = sum('image/png' in output.get('data', {}) for c in cells for output in c['outputs'])
-    figures = page.locator('.jp-OutputArea img').evaluate_all('all => all.filter(i => i.naturalWidth).length')
-    assert figures >= committed + ('nbs/10_gains' == name), f'{figures} figures, {committed} in the file'
-    page.set_viewport_size(dict(width=1280, height=min(16_000, 200 + page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollHeight"))))
-    shoot(Path(name).name)
