@@ -10,13 +10,12 @@ def find_chromium():
     return os.environ.get('COTKD_CHROMIUM') or next(filter(None, map(shutil.which, CHROMIUMS)), None)
 
 
-# Text whose contrast with the nearest opaque background is below what WCAG 2 (AA) asks for: 4.5, and 3 for large text
 _FAINT = """() => {
   const parse = color => (color.match(/[\\d.]+/g) || []).map(Number)
   const light = rgb => rgb.slice(0, 3).map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
                           .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0)
   const opaque = e => { const c = parse(getComputedStyle(e).backgroundColor); return c.length == 3 || c[3] === 1 ? c : null }
-  const behind = e => e ? opaque(e) || behind(e.parentElement) : matchMedia('(prefers-color-scheme: dark)').matches ? [18, 18, 18] : [255, 255, 255]
+  const behind = e => e ? opaque(e) || behind(e.parentElement) : getComputedStyle(document.documentElement).colorScheme == 'dark' ? [18, 18, 18] : [255, 255, 255]
   const faint = []
   for (const e of document.body.querySelectorAll('*')) {
     const own = [...e.childNodes].filter(n => n.nodeType == 3).map(n => n.data.trim()).join(' ').trim()
@@ -28,6 +27,11 @@ _FAINT = """() => {
   }
   return faint
 }"""
+
+
+def faint_texts(page):
+    "Text whose contrast with the nearest opaque background is below what WCAG 2 (AA) asks for: 4.5, and 3 for large text"
+    return page.evaluate(_FAINT)
 
 
 def check_page(page, url, width, scheme, home=None):
@@ -45,4 +49,4 @@ def check_page(page, url, width, scheme, home=None):
     assert not wrong, wrong
     assert page.evaluate('document.scrollingElement.scrollWidth <= innerWidth'), f'{url} is wider than {width} pixels'
     assert (broken := page.evaluate('[...document.images].filter(i => !i.naturalWidth).map(i => i.alt)')) == [], broken
-    assert (faint := page.evaluate(_FAINT)) == [], faint
+    assert (faint := faint_texts(page)) == [], faint

@@ -13,7 +13,7 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
-from browser import check_page
+from browser import check_page, faint_texts
 from test_report import HOSTILE, write_run
 
 from cotkd.report import write_report
@@ -52,15 +52,17 @@ def report(tmp_path_factory):
 def test_report_is_whole_and_legible(report, page, shoot, width, scheme):
     check_page(page, report, width, scheme)
     shoot(f'report-{width}-{scheme}', full_page=True)
-    figures = page.locator('picture img')
-    assert figures.count() == 3 and figures.evaluate_all('all => all.every(i => i.currentSrc == i.src)') == (scheme == 'light')
+    figures = page.locator('.figure img:visible')
+    assert figures.count() == 3 and figures.evaluate_all('all => all.map(i => i.className)') == [scheme]*3
 
 
 def test_report_prints_on_white_with_every_answer(report, page, shoot):
-    check_page(page, report, 800, 'light')
+    check_page(page, report, 800, 'dark')
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = false)")
-    page.emulate_media(media='print')
+    page.emulate_media(media='print', color_scheme='dark')
+    assert page.locator('.figure .light:visible').count() == 3 and not page.locator('.figure .dark:visible').count()
     assert page.locator('details .answer').evaluate_all('all => all.every(e => e.checkVisibility({contentVisibilityAuto: true}))')
+    assert not faint_texts(page)
     shoot('report-print', full_page=True)
     assert page.pdf().startswith(b'%PDF')
 
