@@ -15,8 +15,11 @@ _FAINT = """() => {
   const light = rgb => rgb.slice(0, 3).map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
                           .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0)
   const opaque = e => { const c = parse(getComputedStyle(e).backgroundColor); return c.length == 3 || c[3] === 1 ? c : null }
-  const behind = e => e ? opaque(e) || behind(e.parentElement) : getComputedStyle(document.documentElement).colorScheme == 'dark' ? [18, 18, 18] : [255, 255, 255]
-  const faint = []
+  const probe = document.body.appendChild(document.createElement('i'))
+  probe.style.color = 'Canvas'
+  const canvas = parse(getComputedStyle(probe).color), faint = []
+  probe.remove()
+  const behind = e => e ? opaque(e) || behind(e.parentElement) : canvas
   for (const e of document.body.querySelectorAll('*')) {
     const own = [...e.childNodes].filter(n => n.nodeType == 3).map(n => n.data.trim()).join(' ').trim()
     if (!own || !e.checkVisibility()) continue

@@ -47,6 +47,16 @@ def report(tmp_path_factory):
     return write_report(run, questions={task: [f'Question {i} {HOSTILE}' for i in range(40)] for task in results.task.unique()}).as_uri()
 
 
+@pytest.mark.parametrize('body,words', [
+    ('<script>console.error("oh")</script>', 'console: oh'), ('<script>no()</script>', 'error: no is not defined'), ('<script>alert(1)</script>', 'dialog: 1'),
+    ('<img src=other.png>', 'request: '), ('<img alt=torn src="data:image/png;base64,AAAA">', 'torn'), ('<p style="width: 500px">wide', 'wider than 400'),
+    ('<p style="color: #888">grey', 'grey'), ('<style>:root {color-scheme: dark}</style><p style="color: #333">dark on dark', 'dark on dark')])
+def test_flaws_of_a_page_are_noticed(page, tmp_path, body, words):
+    file = tmp_path/'page.html'
+    file.write_text(f'<!doctype html><title>Flawed</title><meta charset=utf-8>{body}')
+    with pytest.raises(AssertionError, match=words): check_page(page, file.as_uri(), 400, 'light')
+
+
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 @pytest.mark.parametrize('width', [1280, 400])
 def test_report_is_whole_and_legible(report, page, shoot, width, scheme):
