@@ -94,8 +94,9 @@ def lab(chromium, tmp_path_factory):
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     address = lambda path: f'http://127.0.0.1:{port}/{path}token={token}'
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
-               f'--IdentityProvider.token={token}', f"--ServerApp.root_dir={home/'files'}"]
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--LabApp.extension_manager=readonly', # asks no registry
+               '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', f'--IdentityProvider.token={token}',
+               f"--ServerApp.root_dir={home/'files'}", '--ServerApp.shutdown_no_activity_timeout=900'] # should the tests be killed
     with (home/'log').open('w') as log:
         server = subprocess.Popen(command, env=env | {k: str(home/v) for k, v in folders.items()}, stdout=log, stderr=log)
     try:
@@ -114,7 +115,7 @@ def wait_until_run(page):
     "Wait for an idle kernel and a number before every cell, or for the first error"
     page.wait_for_function("""() => document.querySelector('[data-mime-type="application/vnd.jupyter.error"]')
         || document.querySelector('#jp-main-statusbar').innerText.includes('| Idle')
-        && [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\[\\d+\\]/.test(p.textContent))""")
+        && [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\[\\d+\\]/.test(p.textContent))""", polling=250)
     assert not (errors := page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()), errors[0]
 
 
@@ -127,7 +128,7 @@ def move(page, label):
     before = cell.evaluate(shown)
     if (menu := control.locator('select')).count(): menu.select_option(index=menu.evaluate('m => (m.selectedIndex + 1) % m.length'))
     else: control.locator('.noUi-handle').press('ArrowRight')
-    page.wait_for_function(f'([cell, before]) => ![before, ""].includes(({shown})(cell))', arg=[cell.element_handle(), before])
+    page.wait_for_function(f'([cell, before]) => ![before, ""].includes(({shown})(cell))', arg=[cell.element_handle(), before], polling=250)
 
 
 @pytest.fixture(params=NOTEBOOKS)
