@@ -5,6 +5,8 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported
 
 import pytest
+from browser import CHROMIUMS, find_chromium
+from playwright.sync_api import sync_playwright
 
 
 def _directory(variable, what):
@@ -24,11 +26,27 @@ def bbh_dir():
     return _directory('COTKD_BBH', 'BIG-Bench-Hard (tasks/ and cot-prompts/)')
 
 
+@pytest.fixture(scope='module')  # not longer: the event loop that comes with it would be in the way of other modules
+def chromium():
+    "The installed Chromium or Chrome"
+    if not (program := find_chromium()): pytest.skip(f'no Chromium: none of {", ".join(CHROMIUMS)} is installed, and COTKD_CHROMIUM names none')
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=program, args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    "A page of its own, with nothing stored"
+    with chromium.new_context() as context: yield context.new_page()
+
+
 def _must_run(report):
-    "With COTKD_REQUIRE_DATA=1 only a test that needs a GPU may be skipped"
+    "With COTKD_REQUIRE_DATA=1 only a test that needs a GPU or a browser may be skipped"
     if not report.skipped or hasattr(report, 'wasxfail') or os.environ.get('COTKD_REQUIRE_DATA') != '1': return
     reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
-    if 'CUDA' in reason or 'GPU' in reason: return
+    if any(word in reason for word in ('CUDA', 'GPU', 'no Chromium')): return
     report.outcome, report.longrepr = 'failed', f'{reason}\nCOTKD_REQUIRE_DATA=1 is set, so this skip is a failure.'
 
 
