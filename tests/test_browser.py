@@ -21,9 +21,10 @@ from cotkd.stats import simulated_results
 
 NOTEBOOKS = {  # the labels of the widgets that are moved in each
     'index': [],
-    'nbs/00_toy': [],
     'nbs/01_data': ['task', 'row'],
+    'nbs/04_losses': ['divergence', 'temperature'],
     'nbs/10_gains': ['task'],
+    'nbs/15_lens': ['token', 'example'],
 }
 ROOT = Path(__file__).parent.parent
 SETTINGS = {

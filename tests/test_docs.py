@@ -4,6 +4,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest, yaml
+from browser import check_page
 from bs4 import BeautifulSoup
 from filelock import FileLock
 
@@ -50,6 +51,12 @@ def test_a_page_has_its_title_and_no_markup(name, pages):
     assert len(main.find_all('math')) == len(re.findall(r'\$\$.+?\$\$|\$[^$]+\$', without_code(text), re.S))
     for code in main.find_all(['pre', 'code', 'style', 'script', 'math']): code.decompose()
     assert not re.findall(r':::|```|\$\$|\\\(|\{=html\}|\{\.|#\||\]\(|Call self as a function', main.text)
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('width', [1280, 400])
+@pytest.mark.parametrize('name', ['index', 'losses', 'cluster', 'lens'])
+def test_a_page_is_whole_in_a_browser(name, site, page, width, scheme): check_page(page, (site/f'{name}.html').as_uri(), width, scheme, home=site.as_uri())
 
 
 def parameters(function):
