@@ -266,6 +266,7 @@ def plot_tasks(results:pd.DataFrame) -> plt.Figure:
         for ax, columns, title in zip(fig.subplots(1, 2, sharey=True), (own, other), ("Headline prompt", "The other prompt")):
             n = max(table[f"{c}_n"].iloc[:-1].max() for c in columns)
             sns.heatmap(table[columns], ax=ax, vmin=0, vmax=100, cmap="cividis", annot=True, fmt=".0f", cbar=False, linewidths=.5)
+            for text in ax.texts: text.set_color("black" if float(text.get_text()) > 42 else "white") # at least 4.5:1 on cividis
             names = [ARMS[arm].replace(" ", "\n") + "\n" + PROMPTS[mode] for arm, _, mode in (c.rpartition("_") for c in columns)]
             ax.set_xticks(np.arange(4) + .5, names, rotation=0, fontsize=8.5)
             ax.set_yticks(np.arange(len(table)) + .5, [task_label(t) for t in table.index[:-1]] + ["average"], rotation=0)

@@ -89,14 +89,15 @@ def token_lens(
     tokenizer, teacher, students:dict, mode:str='cot', # as in `read_tokens`
 )->ipywidgets.VBox:
     "Menus for example, student and token over `show_tokens` and `plot_token`"
-    example, token = ipywidgets.IntSlider(max=len(rows) - 1, description='example'), ipywidgets.IntSlider(description='token')
+    example, token = (ipywidgets.IntSlider(description=name, layout=dict(width=width)) for name, width in (('example', '20em'), ('token', '45em')))
     student, text, figure = ipywidgets.ToggleButtons(options=list(students), value=list(students)[-1]), ipywidgets.HTML(), ipywidgets.Output()
-    lens = None
+    example.max, lens = len(rows) - 1, None
     def draw(_=None):
         text.value = show_tokens(lens, student.value, token.value)
-        with plt.ioff(): fig = plot_token(lens, token.value)
+        fig = plot_token(lens, token.value)
+        plt.close(fig) # shown here and nowhere else
         figure.outputs = () # replaced, not added to
-        figure.append_display_data(fig); plt.close(fig)
+        figure.append_display_data(fig)
     def read(_=None):
         nonlocal lens
         lens = read_tokens(rows[example.value], tokenizer, teacher, students, mode)
