@@ -387,7 +387,7 @@ def test_browse_lists_the_tasks_in_order():
 
 def test_browse_moves_the_slider_back_into_a_shorter_task():
     browser = browse(datasets.Dataset.from_list([*ROWS[:5], {**ROWS[5], 'task': 'other'}]))
-    (task, row), view = browser.children[0].children, browser.children[1]
+    (task, _, row), view = browser.children[0].children, browser.children[1]
     row.value = 4
     assert view.value == show_row(ROWS[4])
     task.value = 'other'
