@@ -101,7 +101,7 @@ def token_lens(
     def read(_=None):
         nonlocal lens
         lens = read_tokens(rows[example.value], tokenizer, teacher, students, mode)
-        token.max = len(lens.tokens) - 1
+        token.max = len(lens.tokens) - 1 # a slider beyond the new end is moved back to it
         draw()
     example.observe(read, 'value')
     for control in token, student: control.observe(draw, 'value')
