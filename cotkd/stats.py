@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from .bbh import BBH_COUNTS, BBH_TASKS, DEFAULTS, FIELDS, KEY
@@ -79,8 +78,9 @@ def holm(p, # p-values, NaN where nothing was tested
     "Holm-adjusted p-values (Holm, 1979)"
     p = np.asarray(p, dtype=float)
     if ((p < 0) | (p > 1)).any(): raise ValueError(f"got p-values {p}: each must lie between 0 and 1, or be NaN where nothing was tested")
-    out, tested = p.copy(), ~np.isnan(p)
-    out[tested] = multipletests(p[tested], method="holm")[1]
+    order = np.argsort(p)[:(~np.isnan(p)).sum()] # NaN sorts last
+    out = p.copy()
+    out[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return out
 
 # %% ../nbs/09_stats.ipynb #d27c7191

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, bootstrap, norm
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from cotkd.bbh import BBH_COUNTS, BBH_TASKS
 from cotkd.data import InputError
@@ -46,6 +47,11 @@ def test_mcnemar_agrees_with_statsmodels(both, lost, gained, neither):
     ([.01, np.nan, .02], [.02, np.nan, .02]), ([np.nan, np.nan], [np.nan, np.nan]), ([.0125, .013, .05, .9], [.05, .05, .1, .9])])
 def test_holm_by_hand(p, adjusted):
     np.testing.assert_allclose(holm(p), adjusted, atol=1e-12)
+
+
+def test_holm_agrees_with_statsmodels():
+    for p in np.random.default_rng(0).beta(.3, 2, (5, 27)).round(3):  # with ties and zeros
+        np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1], rtol=1e-12)
 
 
 @pytest.mark.parametrize("gained,lost", [(0, 0), (1, 0), (5, 0), (7, 3), (3, 7), (20, 20)])
