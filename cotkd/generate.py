@@ -287,7 +287,7 @@ def generate_batch(
     share_prefix:bool=True, # read tokens that all prompts begin with only once, where the model can do so
     on_batch=None, # called with (positions in `prompts`, their texts) after each batch
 )->list: # only the new text of each prompt, in the order of `prompts`; None for those left out
-    "Continuations that depend on model, prompt and seed alone; `InputError` for a prompt that leaves no room for an answer"
+    "Continuations that depend on model, prompt and seed alone, up to rounding (in bfloat16 also on the batch); `InputError` for a prompt that leaves no room for an answer"
     if min(max_new_tokens, batch_size) < 1 or temperature < 0:
         raise ValueError(f'{max_new_tokens=} and {batch_size=} have to be 1 or more, {temperature=} 0 or more')
     if hasattr(model, 'get_base_model'): model = model.get_base_model() # the adapters of peft are inside

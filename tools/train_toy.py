@@ -3,7 +3,7 @@
     python tools/train_toy.py tokenizer               # once: the byte-level BPE tokenizer both models share
     python tools/train_toy.py teacher                 # the evaluated families, with rationales and directly
     python tools/train_toy.py student                 # the sibling families only: pre-trained, but new to what is evaluated
-    python tools/train_toy.py direct                  # a control: the base student, taught right answers without rationales to convergence
+    python tools/train_toy.py direct                  # a control: the base student, taught right answers without rationales
 
 On several cores, `OMP_NUM_THREADS=1 torchrun --nproc_per_node N tools/train_toy.py NAME` is the fastest (1.65 times on two):
 models as small as these use a second thread badly.
