@@ -14,9 +14,7 @@ from collections import namedtuple
 from pathlib import Path
 from tqdm import tqdm
 from .data import InputError
-from .generate import context_length, cut, encode_prompts, generate_batch
-from .models import processes
-from .prompt import MODES, chat_prompt, format_example
+from .prompt import MODES, chat_prompt, cut, format_example
 
 # %% ../nbs/08_bbh.ipynb #03caa728
 NLP = '''causal_judgement date_understanding disambiguation_qa formal_fallacies hyperbaton movie_recommendation penguins_in_a_table
@@ -214,6 +212,7 @@ Job = namedtuple('Job', 'row prompts lengths targets stop max_new_tokens') # pro
 
 def _plan_task(model, tokenizer, examples:list, rows:list, row:dict, source=None, max_new_tokens:int=None, skip_long:bool=False)->Job:
     "What is asked of this model: `rows` of all `examples` of a task; `row` is the result to be, as far as it is known"
+    from cotkd.generate import context_length, encode_prompts # here and below: who only reads results should not wait for torch
     prompts = {i: few_shot_prompt(row['task'], examples[i]['input'], row['mode'], row['shots'], source) for i in rows}
     if row['chat']: prompts = {i: chat_prompt(p, tokenizer) for i, p in prompts.items()}
     context, lengths = context_length(model) or float('inf'), dict(zip(prompts, map(len, encode_prompts(tokenizer, list(prompts.values())))))
@@ -255,6 +254,7 @@ def _share(job:Job, known:dict, batch_size:int, turn:int, process:int, processes
 # %% ../nbs/08_bbh.ipynb #347ab148
 def _ask_rows(model, tokenizer, job:Job, known:dict, mine:list, part, batch_size:int, on_rows):
     "Ask the rows in `mine`, add them in `part` to what is known, and call `on_rows` with the predictions of each batch"
+    from cotkd.generate import generate_batch
     done, rows, rule = dict(known), list(job.prompts), (job.row['mode'], job.row['scorer'])
     def keep(positions, texts):
         new = [dict(index=i, text=t, answer=extract_answer(t, *rule), correct=is_correct(t, job.targets[i], *rule))
@@ -269,6 +269,7 @@ def _ask_rows(model, tokenizer, job:Job, known:dict, mine:list, part, batch_size
 # %% ../nbs/08_bbh.ipynb #d68f0b95
 def _ask_task(model, tokenizer, job:Job, known:dict, turn:int, out, batch_size:int, progress:bool, state):
     "Ask this process's share of a task; the main process shows a bar with the accuracy so far"
+    from cotkd.generate import context_length
     row, scores, n, main = job.row, [], state.num_processes, state.is_main_process
     mine = _share(job, known, batch_size, turn, state.process_index, n)
     title = f'{row["arm"]} {row["mode"]} {row["task"]}' + f', 1 of {n} shares'*(n > 1)
@@ -297,6 +298,7 @@ def _finish_task(out, job:Job):
 # %% ../nbs/08_bbh.ipynb #3a7c92ef
 def _score_tasks(model, tokenizer, jobs:list, out, batch_size:int, progress:bool)->list: # one result for each job, the same in every process
     "Ask and score all tasks, in one process or several that see the same files"
+    from cotkd.models import processes
     state, known = processes(), [_known(out, job) for job in jobs]
     state.wait_for_everyone()
     for turn, (job, rows) in enumerate(zip(jobs, known)):

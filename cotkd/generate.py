@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'ROUND', 'CACHE_BYTES', 'WORTHWHILE', 'left_pad', 'context_length', 'encode_prompts', 'GrowingLayer',
-           'growing_cache', 'shared_length', 'attend_both', 'behind', 'can_share', 'eos_ids', 'cut', 'packed_linear',
+           'growing_cache', 'shared_length', 'attend_both', 'behind', 'can_share', 'eos_ids', 'packed_linear',
            'plain_settings', 'Sampler', 'streams', 'complete_batch', 'cut_batches', 'generate_batch']
 
 # %% ../nbs/07_generate.ipynb #3f378991
@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import eager_mask
 from transformers.utils import logging
 from .data import InputError
+from .prompt import cut
 
 # %% ../nbs/07_generate.ipynb #f912a3ff
 def left_pad(
@@ -170,10 +171,6 @@ def eos_ids(
         ids = getattr(owner, 'eos_token_id', None)
         found += [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
     return sorted(set(found))
-
-def cut(text, stop:tuple)->str:
-    "The text before the first of the stop strings"
-    return text[:min([text.find(s) for s in stop if s in text], default=len(text))]
 
 # %% ../nbs/07_generate.ipynb #2d176512
 @contextmanager

@@ -6,7 +6,7 @@ import pytest, torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cotkd import bbh
+from cotkd import bbh, generate
 from cotkd.bbh import (BBH_COUNTS, BBH_TASKS, DEFAULTS, FIELDS, evaluate, extract_answer, few_shot_prompt, is_correct, load_bbh, prediction_path,
                        read_results, sample_rows, write_result)
 from cotkd.data import InputError
@@ -253,7 +253,7 @@ def test_scores_are_wired(ask, items, monkeypatch):
     answers = {few_shot_prompt('', r['input'], shots=0): r['target'] for rows in items.values() for r in rows}
     def oracle(model, tokenizer, prompts, *, on_batch, **kwargs):
         for i in reversed(range(len(prompts))): on_batch([i], [f"Sure. So the answer is {answers[prompts[i]]}." if 'not' in prompts[i] else 'Hm.'])
-    monkeypatch.setattr(bbh, 'generate_batch', oracle)
+    monkeypatch.setattr(generate, 'generate_batch', oracle)
     for r in ask(): assert r['items'] == ''.join(str(int('not' in x['input'])) for x in items[r['task']])
 
 
@@ -262,7 +262,7 @@ def test_settings_reach_generation(ask, monkeypatch):
     def spy(*args, max_new_tokens, stop, on_batch, **kwargs):
         seen.append((max_new_tokens, stop))
         return generate_batch(*args, max_new_tokens=2, on_batch=on_batch, **kwargs)
-    monkeypatch.setattr(bbh, 'generate_batch', spy)
+    monkeypatch.setattr(generate, 'generate_batch', spy)
     ask(mode='direct', max_new_tokens=None)
     ask(mode='cot', max_new_tokens=None)
     assert set(seen) == {(3 + 8, ('\n',)), (512, ('\n\nQ:',))} # the longest target has three tokens here
@@ -273,7 +273,7 @@ def test_resume_by_task(ask, tmp_path, monkeypatch):
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path/'run').rglob('*') if p.is_file()}
     def never(*args, **kwargs): raise AssertionError('asked again')
     with monkeypatch.context() as m:
-        m.setattr(bbh, 'generate_batch', never)
+        m.setattr(generate, 'generate_batch', never)
         assert ask() == first
         assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path/'run').rglob('*') if p.is_file()}
         for other in [dict(model_name='other'), dict(seed=1), dict(temperature=.2), dict(arm='kd_cot'), dict(mode='direct'), dict(limit=3), dict(benchmark='bbh')]:
@@ -297,7 +297,7 @@ def test_interrupt(ask, items, tmp_path, monkeypatch, after):
             asked.extend((len(prompts), i) for i in rows)
             if batches == after: raise KeyboardInterrupt
         return generate_batch(model, tokenizer, prompts, on_batch=count, **kwargs)
-    monkeypatch.setattr(bbh, 'generate_batch', interrupted)
+    monkeypatch.setattr(generate, 'generate_batch', interrupted)
     with pytest.raises(KeyboardInterrupt): ask()
     for path in (tmp_path/'run').rglob('*'):
         if path.is_file(): [json.loads(line) for line in path.read_text().splitlines()]
@@ -314,7 +314,7 @@ def test_part_of_another_model(ask, tmp_path, monkeypatch):
         on_batch([0], ['So the answer is Yes.'])
         raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(bbh, 'generate_batch', interrupted)
+        m.setattr(generate, 'generate_batch', interrupted)
         ask(model_name='other')
     assert ask() == whole and files(tmp_path/'run') == files(tmp_path/'whole')
 
@@ -335,7 +335,7 @@ def test_interrupt_while_writing(ask, tmp_path, monkeypatch):
     def count(model, tokenizer, prompts, *, only, **kwargs):
         asked.append(len(only))
         return generate_batch(model, tokenizer, prompts, only=only, **kwargs)
-    monkeypatch.setattr(bbh, 'generate_batch', count)
+    monkeypatch.setattr(generate, 'generate_batch', count)
     ask()
     assert asked == [7] # all texts of the first task were there
     assert [r['task'] for r in read_results(run)] == ['snarks', 'navigate', 'web_of_lies']
@@ -400,7 +400,7 @@ def whole(bbh_dir, tmp_path_factory):
 PROCESS = """
 import contextlib, io, json, os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from test_bbh import bbh, generate_batch, three_ways
+from test_bbh import generate, generate_batch, three_ways
 me, killed_after, batches = os.environ['RANK'], int(sys.argv[4]), 0
 def counted(*args, on_batch, **kwargs):
     def count(rows, texts):
@@ -409,7 +409,7 @@ def counted(*args, on_batch, **kwargs):
         batches += 1
         if me == '1' and batches == killed_after: os.kill(os.getpid(), signal.SIGKILL)
     return generate_batch(*args, on_batch=count, **kwargs)
-bbh.generate_batch = counted
+generate.generate_batch = counted
 with contextlib.redirect_stderr(io.StringIO()) as shown: results = three_ways(sys.argv[2], progress=True)
 with open(f'{sys.argv[3]}.{me}', 'w') as file: json.dump(dict(results=results, batches=batches, shown=shown.getvalue()), file)
 """
@@ -441,7 +441,7 @@ def test_killed_with_two_processes_continued_with_one(whole, tmp_path, monkeypat
     def count(*args, only, **kwargs):
         asked.append(len(only))
         return generate_batch(*args, only=only, **kwargs)
-    monkeypatch.setattr(bbh, 'generate_batch', count)
+    monkeypatch.setattr(generate, 'generate_batch', count)
     assert three_ways(run) == whole[1] and files(run) == files(whole[0])
     assert sum(asked) == 4*12 - len(there) # no question was asked twice
 
@@ -465,7 +465,7 @@ def test_chat(babbler, items, tmp_path):
     assert 'no chat template' in error(babbler[0], tokenizer, items, call=evaluate, **ask)
     tokenizer.chat_template = '{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>'
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(bbh, 'generate_batch', lambda model, tokenizer, prompts, **kwargs: seen.extend(prompts) or generate_batch(model, tokenizer, prompts, **kwargs))
+        m.setattr(generate, 'generate_batch', lambda model, tokenizer, prompts, **kwargs: seen.extend(prompts) or generate_batch(model, tokenizer, prompts, **kwargs))
         assert all(r['chat'] for r in evaluate(babbler[0], tokenizer, items, **ask))
     assert seen[0] == f"<user>Q: {items['navigate'][0]['input']}<reply>A: Let's think step by step.\n"
 
