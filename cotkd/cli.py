@@ -79,6 +79,7 @@ def _eval(a):
                            source=a.bbh, scorer=a.scorer, temperature=a.temperature, chat=a.chat, skip_long=a.skip_long)
     if _first(): _print_scores(results, a.scorer)
 
+# %% ../nbs/13_cli.ipynb #08ec3f7b
 def _print_scores(results, scorer): # one line a task, then the averages that have all their tasks
     from cotkd.bbh import drop_defects
     from cotkd.stats import aggregate, wilson
@@ -92,6 +93,7 @@ def _print_scores(results, scorer): # one line a task, then the averages that ha
     defective, without = sum(r['n'] for r in results) - sum(r['n'] for r in sound), averages(sound)
     for name, value in averages(results).items(): print(f'{name:50} {value:5.1f}%' + f'  ({without[name]:.1f}% without {defective} known to be defective)' * bool(defective))
 
+# %% ../nbs/13_cli.ipynb #b43d42d3
 def _gains(a):
     from cotkd.gains import finding, format_table, gains_table, plot_gains
     from cotkd.stats import load_results

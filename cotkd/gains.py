@@ -70,10 +70,12 @@ def task_label(task): # for people: `tracking_shuffled_objects_seven_objects` ->
     for word, digit in dict(three=3, five=5, seven=7).items(): task = task.replace(f"_{word}_objects", f" ({digit})")
     return task.replace("_", " ")
 
+def _interval(low, high, show=_percent): # without a width it is none
+    return f" [{show(low)}, {show(high)}]" if low < high else ""
+
 def _gain(row):
     "`+41.2 [+38.1, +44.3]`"
-    if np.isnan(row.delta): return "–"
-    return _signed(row.delta) + (f" [{_signed(row.low)}, {_signed(row.high)}]" if row.low < row.high else "") # without a width it is none
+    return "–" if np.isnan(row.delta) else _signed(row.delta) + _interval(row.low, row.high, _signed)
 
 def format_table(table:pd.DataFrame, # from `gains_table`
     ) -> pd.DataFrame: # of strings; * marks an arm's own prompt
@@ -319,7 +321,7 @@ def plot_accuracies(results:pd.DataFrame, arm:str, mode:str,
         if other is not None:
             second = _accuracy_rows(other, arm, mode).percent.reindex(rows.index)
             marks += ax.plot(second, ys, "s", ms=9, mfc="none", mew=1.5, color=_C[1], label=f"{setting(other)['scorer']} scorer, same texts", **dot)
-        texts = ["" if np.isnan(r.n) else f"{r.percent:.1f} [{r.low:.1f}, {r.high:.1f}], n={r.n:,.0f}" for r in rows.itertuples()]
+        texts = ["" if np.isnan(r.n) else f"{_percent(r.percent)}{_interval(r.low, r.high)}, n={r.n:,.0f}" for r in rows.itertuples()]
         _row_axis(ax, rows, texts, "accuracy, % [95% CI]")
         models = ", ".join(sorted({Path(str(m)).name for m in part.model}))
         who = ARMS[arm] if results.arm.nunique() > 1 else models # alone it is no arm

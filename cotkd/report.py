@@ -19,7 +19,7 @@ import pandas as pd
 
 from .bbh import KEY, drop_defects, prediction_path
 from .data import InputError
-from .gains import _C, _figure, _gain, arm_interval, describe_setting, finding, format_table, gains_table, plot_gains
+from .gains import _C, _figure, _gain, _interval, _percent, arm_interval, describe_setting, finding, format_table, gains_table, plot_gains
 from .gains import task_label, task_order
 from .stats import ARMS, HEADLINE, PROMPTS, aggregate, load_results, setting, wilson
 
@@ -66,8 +66,7 @@ def arms_table(results:pd.DataFrame, table:pd.DataFrame) -> pd.DataFrame:
         for label, mode in (("headline", own), ("other", other)):
             value, n = m[f"{arm}_{mode}"], m[f"{arm}_{mode}_n"]
             ci = {} if np.isnan(value) else arm_interval(results[results.task.isin(done)], arm, mode)
-            interval = f" [{ci['low']:.1f}, {ci['high']:.1f}]" if ci and ci["low"] < ci["high"] else "" # else every question went the same way
-            percent = f"{value:.1f}{interval}" if ci else "–"
+            percent = _percent(value) + (_interval(ci["low"], ci["high"]) if ci else "")
             row |= {f"{label} prompt": PROMPTS[mode], f"{label} %": percent, f"{label} n": f"{n:,.0f}"}
         out[ARMS[arm]] = row
     return pd.DataFrame.from_dict(out, orient="index").rename(columns=lambda c: c.replace(" %", ", % [95% CI]"))
@@ -163,12 +162,15 @@ def plot_errors(answers:pd.DataFrame, dark:bool=False) -> plt.Figure:
     return fig
 
 # %% ../nbs/11_report.ipynb #78031140
+def _fifths(answers, arm):
+    "An arm's answers under its headline prompt, grouped by length; answers of the same length stay together"
+    own = answers[(answers.arm == arm) & (answers["mode"] == HEADLINE[arm])]
+    return own.assign(right=own.kind == KINDS["r"]).groupby(np.ceil(5 * own.words.rank(pct=True)).astype(int).rename("fifth"))
+
 def length_bins(answers:pd.DataFrame, arm:str, # "teacher" or "kd_cot": those that were taught to write rationales
     ) -> pd.DataFrame: # by length: shortest, longest (words), n (answers), accuracy, low, high (percent, 95% Wilson interval)
     "Accuracy of an arm's answers under its headline prompt, in fifths by length; answers of the same length stay together"
-    own = answers[(answers.arm == arm) & (answers["mode"] == HEADLINE[arm])]
-    fifths = own.assign(right=own.kind == KINDS["r"]).groupby(np.ceil(5 * own.words.rank(pct=True)))
-    rows = [(b.words.min(), b.words.max(), len(b), 100 * b.right.mean(), *wilson(b.right.sum(), len(b))) for _, b in fifths]
+    rows = [(b.words.min(), b.words.max(), len(b), 100 * b.right.mean(), *wilson(b.right.sum(), len(b))) for _, b in _fifths(answers, arm)]
     return pd.DataFrame(rows, columns=["shortest", "longest", "n", "accuracy", "low", "high"])
 
 # %% ../nbs/11_report.ipynb #b9ca7b97
