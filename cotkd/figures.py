@@ -171,7 +171,7 @@ def _gain_panel(ax, rows, c, references):
     texts = ['' if np.isnan(row.n) else format_gain(row) for _, row in rows.iterrows()]
     label_rows(ax, rows, texts, 'gain, points [95% CI]')
 
-# %% ../nbs/18_figures.ipynb #ba8b844b
+# %% ../nbs/18_figures.ipynb #8d494842
 _OWN, _OTHER = dict(marker='o', ms=8), dict(marker='s', ms=6, mfc='none', mew=1.5)
 
 
@@ -197,7 +197,8 @@ def _arm_panel(ax, results):
             parts.append(f'{format_percent(value)} {MODES[asked.mode]}')
         texts.append(', '.join(parts))
     labels = [find_arm(arm).label for arm in arms]
-    label_rows(ax, pd.DataFrame(dict(bold=False), index=labels), texts, size=9)
+    size = 9 if max(map(len, texts)) <= 30 else 8.7
+    label_rows(ax, pd.DataFrame(dict(bold=False), index=labels), texts, size=size)
 
 # %% ../nbs/18_figures.ipynb #2cf1af1c
 def _contrast_panel(ax, table):

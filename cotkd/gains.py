@@ -75,13 +75,13 @@ def average_label(tasks, averages: dict) -> str:
     name, plural = named_average(tasks, averages), '' if len(tasks) == 1 else 's'
     return f'average of {len(tasks)} task{plural}' + (f' ({name})' if name else '')
 
-# %% ../nbs/17_gains.ipynb #ed8862a1
+# %% ../nbs/17_gains.ipynb #48d9e7b8
 MACRO = 'macro'  # stands for a task in the row of their average
 
 
 def _from_base_student(results):
     "Where the table has no contrast: what each other arm gained over where it started"
-    start = reference_arms(results.arm)[1:]
+    start = reference_arms(results.arm)[-1:]
     others = [arm for arm in order_arms(results.arm) if arm not in reference_arms(results.arm)]
     return [contrast(f'{base}:{arm}') for base in start for arm in others]
 

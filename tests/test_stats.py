@@ -10,10 +10,18 @@ from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from cotkd.bbh import BBH_COUNTS, BBH_TASKS
-from cotkd.data import InputError
+from cotkd.arms import ARMS, contrast
+from cotkd.files import InputError
 from cotkd.gains import gains_table
-from cotkd.stats import (HEADLINE, aggregate, compare, holm, load_results, mcnemar, minimal_detectable_difference, pair_items,
-                         paired_bootstrap, simulated_results, unpaired_half_width, wilson)
+from cotkd.records import load_results, pair_items, simulated_results
+from cotkd.stats import (aggregate, compare, holm, mcnemar, minimal_detectable_difference,
+                         paired_bootstrap, unpaired_half_width, wilson)
+
+HEADLINE = contrast('kd:kd_cot')
+
+
+def average(results):
+    return gains_table(results, ['kd:kd_cot']).loc['kd:kd_cot'].loc['macro']
 
 
 def two_arms(n=300, seed=0):
@@ -144,7 +152,7 @@ def test_minimal_detectable_difference_is_found_with_that_power(power):
 
 
 def test_minimal_detectable_difference_is_in_standard_errors_of_the_bootstrap():
-    pairs = pair_items(simulated_results(list(BBH_TASKS)[:5], n=120, seeds=(0, 1)))
+    pairs = pair_items(simulated_results(list(BBH_TASKS)[:5], n=120, seeds=(0, 1)), HEADLINE)
     got = compare(pairs)
     assert minimal_detectable_difference(pairs) == pytest.approx((got["high"] - got["low"]) / (2 * 1.96) * (1.96 + .8416), rel=.03)
 
@@ -177,23 +185,23 @@ def write(path, frame):
 def test_runs_of_several_seeds_join_across_directories(tmp_path):
     frames = simulated_results(["navigate", "snarks"], n=60, seeds=(0, 1))
     both = load_results(write(tmp_path / "s0", frames[frames.seed == 0]), write(tmp_path / "s1", frames[frames.seed == 1]))
-    macro = gains_table(both).loc["macro"]
-    each = [compare(pair_items(frames[frames.seed == s]))["delta"] for s in (0, 1)]
+    macro = average(both)
+    each = [compare(pair_items(frames[frames.seed == s], HEADLINE))["delta"] for s in (0, 1)]
     assert macro.delta == pytest.approx(np.mean(each)) and (macro.seeds, macro.n) == (2, 120)
 
 
 def test_only_questions_that_both_answered_count(tmp_path):
     frame = simulated_results(["navigate"], n=10)
-    at = frame.index[(frame.arm == "kd") & (frame["mode"] == HEADLINE["kd"])][0]
+    at = frame.index[(frame.arm == "kd") & (frame["mode"] == ARMS["kd"].asked)][0]
     frame.at[at, "items"], frame.at[at, "index"], frame.at[at, "n"], frame.at[at, "correct"] = "0000", [9, 3, 5, 7], 4, 0
-    pairs = pair_items(load_results(write(tmp_path, frame)))
+    pairs = pair_items(load_results(write(tmp_path, frame)), HEADLINE)
     kd_cot = frame[(frame.arm == "kd_cot") & (frame["mode"] == "cot")]["items"].iloc[0]
     assert sorted(zip(pairs["index"], pairs.b)) == [(i, int(kd_cot[i])) for i in (3, 5, 7, 9)]
 
 
 @pytest.mark.parametrize("change,words", [
-    (dict(items="01x"), "n = "), (dict(correct=-1), "items hold"), (dict(arm="kd+cot"), "teacher, student, kd, kd_cot"),
-    (dict(mode="think"), "cot, direct"), (dict(benchmark="mmlu"), "bbh, toy"), (dict(index=[1, 1]), "different row numbers"),
+    (dict(items="01x"), "n = "), (dict(correct=-1), "items hold"), 
+    (dict(mode="think"), "cot, direct"), (dict(index=[1, 1]), "different row numbers"),
     (dict(temperature="hot"), "a number from 0"), (dict(chat=None), "True, False")])
 def test_damaged_results_name_file_and_line(tmp_path, change, words):
     rows = simulated_results(["navigate"], n=20).to_dict("records")
@@ -220,8 +228,8 @@ def test_results_without_temperature_and_chat_are_greedy_and_plain(tmp_path):
 
 def test_seeds_apart():
     frame = simulated_results(["navigate", "snarks"], n=60, seeds=(0, 1, 2))
-    each = [compare(pair_items(frame[frame.seed == s]))["delta"] for s in range(3)]
-    assert compare(pair_items(frame))["seed_sd"] == pytest.approx(np.std(each, ddof=1))
+    each = [compare(pair_items(frame[frame.seed == s], HEADLINE))["delta"] for s in range(3)]
+    assert compare(pair_items(frame, HEADLINE))["seed_sd"] == pytest.approx(np.std(each, ddof=1))
     running = frame[~((frame.seed == 2) & (frame.task == "snarks"))] # a seed with one task does not count: it would compare tasks
-    assert compare(pair_items(running))["seed_sd"] == pytest.approx(np.std(each[:2], ddof=1))
-    assert np.isnan(compare(pair_items(frame[frame.seed == 0]))["seed_sd"])
+    assert compare(pair_items(running, HEADLINE))["seed_sd"] == pytest.approx(np.std(each[:2], ddof=1))
+    assert np.isnan(compare(pair_items(frame[frame.seed == 0], HEADLINE))["seed_sd"])
