@@ -9,7 +9,7 @@ from bs4 import BeautifulSoup
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = {re.sub(r'^\d\d_', '', p.stem): p for p in sorted((ROOT/'nbs').glob('*.ipynb'))}
+NOTEBOOKS = {re.sub(r'^\d\d_', '', p.stem): p for p in sorted([*(ROOT/'nbs').glob('*.ipynb'), *(ROOT/'nbs/studies').glob('*.ipynb')])}
 MODULES = [name for name in NOTEBOOKS if (ROOT/f'cotkd/{name}.py').exists()]
 PAGES = [*NOTEBOOKS, 'cluster']
 DOCUMENTS = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'nbs/cluster.md', *(str(p.relative_to(ROOT)) for n, p in NOTEBOOKS.items() if n != 'index')]
@@ -22,7 +22,7 @@ def site(tmp_path_factory):
     if 'PYTEST_XDIST_WORKER' in os.environ: folder = folder.parent
     with FileLock(folder/'site.lock'):
         if not (folder/'site').exists():
-            done = subprocess.run([sys.executable, ROOT/'tools/make_docs.py', '--out', folder/'site'], capture_output=True, text=True, cwd=folder)
+            done = subprocess.run([sys.executable, ROOT/'tools/build/make_docs.py', '--out', folder/'site'], capture_output=True, text=True, cwd=folder)
             assert done.returncode == 0, done.stderr[-3000:]
     return folder/'site'
 
@@ -145,14 +145,14 @@ def test_commands_are_found(): assert len(PRINTED) > 20
 def test_printed_commands_are_understood(path, command):
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
-    from cotkd.cli import _trainer, parser
+    from cotkd.cli import _words, parser, trainer_settings
     from cotkd.experiment import configure
     words = shlex.split(re.sub(r'\$\w+', '1', command))
     start = words.index('cotkd')
-    launcher, (args, rest) = words[:start], parser().parse_known_args(words[start+1:])
+    launcher, (args, rest) = words[:start], parser(words[start+1]).parse_known_args(words[start+1:])
     assert not rest or words[start+1] in ('run', 'distill')
-    _trainer(rest)
-    if hasattr(args, 'preset') and args.preset != 'PRESET': configure(args.preset, dict(s.split('=', 1) for s in getattr(args, 'set', [])))
+    trainer_settings(rest)
+    if hasattr(args, 'words') and args.words != ['PRESET']: configure(*_words(args))
     if launcher[:2] == ['accelerate', 'launch']:
         given = launch_command_parser().parse_args([*launcher[2:], 'cotkd'])
         assert given.no_python and (not given.config_file or (ROOT/'cotkd/assets/accelerate'/Path(given.config_file).name).is_file())

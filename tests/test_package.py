@@ -42,5 +42,5 @@ def test_it_runs_without_the_repository(wheel, tmp_path):
 
 
 def test_torch_is_not_imported_before_it_is_needed():
-    call('-c', 'import sys, cotkd.cli; cotkd.cli.parser(); assert not {"torch", "pandas"} & set(sys.modules)')
-    call('-c', 'import sys, cotkd.report; assert "torch" not in sys.modules')  # and with it: stats, gains, the scorers
+    call('-c', 'import sys, cotkd.cli; cotkd.cli.parser("run"); assert not {"torch", "pandas"} & set(sys.modules)')
+    call('-c', 'import sys, cotkd.records, cotkd.stats, cotkd.gains; assert not {"torch", "scipy", "matplotlib"} & set(sys.modules)')  # and with it: stats, gains, the scorers
