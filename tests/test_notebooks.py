@@ -32,15 +32,6 @@ def test_outputs_are_presentable(notebook):
         assert not re.search(r'(/home|/root|/work|/Users|/tmp)/\w', text), f'a path of one machine: {text[:300]}'
 
 
-def test_every_public_name_is_used(notebook):
-    name = re.search(r'default_exp (\w+)', '\n'.join(c.source for c in notebook.cells))
-    if not name: return # index and paper export nothing
-    module = importlib.import_module(f'cotkd.{name[1]}')
-    used = {node.id for c in code(notebook, exported=False) for node in ast.walk(ast.parse(re.sub(r'^\s*[%!].*', '', c.source, flags=re.M)))
-            if isinstance(node, ast.Name)}
-    assert not {n for n in module.__all__ if callable(getattr(module, n))} - used
-
-
 def test_links_lead_somewhere(notebook):
     for c in notebook.cells:
         if c.cell_type != 'markdown': continue
