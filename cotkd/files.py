@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['BIG', 'SETTLED', 'MODEL_FILES', 'OUR_FILES', 'InputError', 'replacing', 'write_text', 'write_json', 'write_lines',
-           'read_json', 'read_lines', 'digest', 'memory_file', 'file_digest', 'identity', 'list_files', 'is_scratch',
-           'check_claim', 'claim', 'only_one', 'taking_turns', 'check_disk']
+           'read_json', 'read_lines', 'digest', 'memory_file', 'file_digest', 'identity', 'only_one', 'taking_turns',
+           'list_files', 'is_scratch', 'check_claim', 'claim', 'check_disk']
 
-# %% ../nbs/00_files.ipynb #d6927669
+# %% ../nbs/00_files.ipynb #0986ffdc
 import hashlib
 import json
 import os
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +23,12 @@ from filelock import FileLock, Timeout
 class InputError(ValueError):
     "A mistake in the user's input: the value received, what was expected, how to fix it"
 
-# %% ../nbs/00_files.ipynb #42ee0232
+# %% ../nbs/00_files.ipynb #a641eab6
+def _unwritable(path, error):
+    return InputError(f'{path} cannot be written ({error.strerror or error}): '
+                      'make room there, or choose another place')
+
+
 @contextmanager
 def replacing(
     path,  # the file to be; its directory is made if need be
@@ -36,10 +41,11 @@ def replacing(
         yield part
         os.replace(part, path)
     except OSError as error:
-        raise InputError(f'{path} cannot be written ({error.strerror or error}): '
-                         'make room there, or choose another place') from error
+        if error.filename and Path(error.filename) not in (part, path, *path.parents):
+            raise  # what the caller read, not what we write
+        raise _unwritable(path, error) from error
     finally:
-        if part.exists():
+        with suppress(OSError):
             part.unlink()
 
 # %% ../nbs/00_files.ipynb #c68092c9
@@ -58,12 +64,12 @@ def write_lines(path, rows):
     "Write JSON lines in one step"
     write_text(path, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
 
-# %% ../nbs/00_files.ipynb #806b17bf
+# %% ../nbs/00_files.ipynb #ded10a81
 def read_json(path) -> dict:
     "The object in a JSON file; raises InputError where it is none"
     try:
-        return dict(json.loads(Path(path).read_bytes()).items())
-    except (ValueError, AttributeError):
+        return {**json.loads(Path(path).read_bytes())}
+    except (ValueError, TypeError):
         raise InputError(f'{path} is not one JSON object: it was changed or damaged; remove it, '
                          'then run the same command again') from None
 
@@ -88,22 +94,22 @@ def digest(*parts) -> str:
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-# %% ../nbs/00_files.ipynb #7358c8e0
+# %% ../nbs/00_files.ipynb #3c014ace
 BIG = 1 << 20  # bytes; smaller files are read each time
 SETTLED = 2  # seconds without a change
 
 
 def memory_file() -> Path:
     "Where the digests of big files are remembered"
-    home = os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
-    return Path(home)/'cotkd'/'digests.json'
+    home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    return Path(os.path.expanduser(home))/'cotkd'/'digests.json'
 
 
 def _hash(path):
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()[:32]
 
-# %% ../nbs/00_files.ipynb #649de052
+# %% ../nbs/00_files.ipynb #a74e85b9
 def file_digest(path) -> str:
     "Digest of every byte of a file; a big one that did not change is read once"
     path = Path(path).resolve()
@@ -115,30 +121,66 @@ def file_digest(path) -> str:
 
 @cache
 def _remembered(path, size, modified):
-    key, memory = f'{path} {size} {modified}', memory_file()
-    try:
-        known = read_json(memory) if memory.exists() else {}
-    except InputError:
-        known = {}
+    key = f'{path} {size} {modified}'
+    known = {}
+    with suppress(InputError, OSError):  # damaged, or not there yet
+        known = read_json(memory_file())
     if key not in known:
         known[key] = _hash(path)
-        try:
-            write_json(memory, known)
-        except InputError:
-            pass  # a place that cannot be written: we read again next time
+        with suppress(InputError):  # cannot be written: we read the file again next time
+            write_json(memory_file(), known)
     return known[key]
 
-# %% ../nbs/00_files.ipynb #ddb928f2
-MODEL_FILES = ('.safetensors', '.bin', '.json', '.model', '.tiktoken', '.jinja', '.txt')
-OUR_FILES = ('distill.json', 'trainer_state.json')  # lie beside a student and say nothing of it
+# %% ../nbs/00_files.ipynb #0536e133
+MODEL_FILES = ('.safetensors', '.bin', '.json', '.model', '.tiktoken', '.jinja', '.txt', '.py')
+# lie beside a student and say nothing of it
+OUR_FILES = ('distill.json', 'trainer_state.json', 'training_args.bin')
 
 
 def identity(
     directory,  # as `save_pretrained` writes it
 ) -> str:
-    "What tells a model from every other: every byte of its weights, config and tokenizer"
+    "What tells a model from every other: all bytes of its weights, config, tokenizer and code"
     files = [p for p in Path(directory).iterdir() if p.suffix in MODEL_FILES and p.is_file()]
     return digest({p.name: file_digest(p) for p in sorted(files) if p.name not in OUR_FILES})
+
+# %% ../nbs/00_files.ipynb #f6e0f137
+def _acquire(path, timeout):
+    "A lock, to be released at the end of a `with`; None where another process holds it"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path).acquire(timeout=timeout)
+    except Timeout:
+        return None
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+# %% ../nbs/00_files.ipynb #b69cb3a8
+@contextmanager
+def only_one(
+    directory,  # made if need be
+    what: str,  # for the message: "this distillation"
+):
+    "Work in a directory alone; raises InputError where another process is at it"
+    lock = _acquire(Path(directory)/'.working.lock', timeout=0)
+    if lock is None:
+        raise InputError(f'{directory}: {what} is running in another process: '
+                         'wait for it, or choose another --out')
+    with lock:
+        yield
+
+
+@contextmanager
+def taking_turns(
+    path,  # a file that several processes change
+):
+    "Wait for the others, then read, change and write the file alone"
+    with _acquire(_lock_path(path), timeout=-1):
+        yield
+
+
+def _lock_path(path):
+    return Path(path).with_name(f'.{Path(path).name}.lock')
 
 # %% ../nbs/00_files.ipynb #30a831d1
 def list_files(directory) -> list:
@@ -177,39 +219,22 @@ def check_claim(
         raise InputError(f'{directory} is not empty and holds no {what}: choose another --out')
     return None
 
-# %% ../nbs/00_files.ipynb #e7aeb6ce
+# %% ../nbs/00_files.ipynb #61eca461
 def claim(directory, name: str, belongs: dict, what: str, inside: str = None) -> dict | None:
     "Take a directory, or go on in it, as `check_claim` says"
     old = check_claim(directory, name, belongs, what, inside)
-    if old is None:  # several processes may come here at once, and write the same
-        write_json(Path(directory)/name, {inside: belongs} if inside else belongs)
-    return old
-
-# %% ../nbs/00_files.ipynb #609eaf48
-@contextmanager
-def only_one(
-    directory,  # made if need be
-    what: str,  # for the message: "this distillation"
-):
-    "Work in a directory alone; raises InputError where another process is at it"
-    Path(directory).mkdir(parents=True, exist_ok=True)
+    if old is not None:
+        return old
+    path = Path(directory)/name
     try:
-        with FileLock(Path(directory)/'.working.lock', timeout=0):
-            yield
-    except Timeout:
-        raise InputError(f'{directory}: {what} is running in another process: '
-                         'wait for it, or choose another --out') from None
-
-
-@contextmanager
-def taking_turns(
-    path,  # a file that several processes change
-):
-    "Wait for the others, then read, change and write the file alone"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f'.{path.name}.lock')):
-        yield
+        with taking_turns(path):  # another process may have come first
+            old = check_claim(directory, name, belongs, what, inside)
+            if old is None:
+                write_json(path, {inside: belongs} if inside else belongs)
+    finally:
+        if path.exists():  # whoever comes now finds the claim, and needs no lock
+            _lock_path(path).unlink(missing_ok=True)
+    return old
 
 # %% ../nbs/00_files.ipynb #02499659
 def check_disk(
