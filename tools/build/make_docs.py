@@ -1,0 +1,119 @@
+"""Make the documentation site: nbdev documents the notebooks, smalldocs renders them.
+
+    python tools/build/make_docs.py                 # into _docs/; open _docs/index.html
+    python -m http.server --directory _docs         # with search
+
+(nbdev_docs would need Quarto.) Runs what nbdev needs to run, the exported cells and the imports, and
+shows the outputs that are committed. The pages need nothing from elsewhere.
+"""
+import argparse
+import html
+import os
+import re
+import shutil
+import sys
+import tempfile
+from contextlib import chdir
+from pathlib import Path
+
+from latex2mathml.converter import convert
+from nbdev.config import get_config
+from nbdev.processors import FilterDefaults, _default_exp, exec_show_docs
+from nbdev.serve_drv import exec_nb
+from smalldocs.config import load
+from smalldocs.site import Site
+
+ROOT = Path(__file__).resolve().parents[2]
+# a link to a notebook or page, from any folder, with or without its number
+LINK = r'(?<=[( ])(?:\.\./)?(?:nbs/)?(?:studies/)?(?:\d\d_)?(\w+\.(?:ipynb|md))(?=[)}#])'
+
+
+def page_links(text):
+    "Links as the site has them: all pages in one folder, without their numbers"
+    text = re.sub(LINK, r'\1', text)
+    return text.replace(f'{get_config().doc_host}{get_config().doc_baseurl}/', '')
+
+
+def plain_code(match):
+    return re.sub(r'\[(`[^`]+`)\]\([^)]*\)', r'\1', match[0])
+
+
+def signatures(cell):
+    "In the documentation of a name: nbdev's links that stand in code are text again"
+    for out in cell.get('outputs', []):
+        data = out.data
+        if 'text/markdown' not in data:
+            continue
+        text = ''.join(data['text/markdown']).replace('*Call self as a function.*', '')
+        data['text/markdown'] = re.sub(r'```.*?```', plain_code, text, flags=re.S)
+
+
+class run_as_module(exec_show_docs):
+    "Run a notebook's cells under the name of its module, where the source of a class is found"
+    def begin(self):
+        super().begin()
+        name = _default_exp(self.nb)
+        if name:
+            self.k.run_cell(f'import cotkd.{name}; __name__ = "cotkd.{name}"')
+
+
+class Documented(FilterDefaults):
+    def base_procs(self):
+        return [run_as_module if p is exec_show_docs else p for p in super().base_procs()]
+
+    def xtra_procs(self):
+        return [signatures]
+
+
+def process(folder):
+    "Fill `folder` with what smalldocs reads: documented notebooks, pages, settings"
+    os.environ['IN_TEST'] = '1'  # an `nbdev_export()` in a notebook does nothing
+    for source in [*sorted(Path('nbs').iterdir()), *sorted(Path('nbs/studies').glob('*.ipynb'))]:
+        target = folder/re.sub(r'^\d\d_', '', source.name)
+        if source.suffix == '.ipynb':
+            exec_nb(source, target, Documented)
+        elif source.is_file():
+            shutil.copy(source, target)
+        if target.suffix in ('.ipynb', '.md') or target.name == 'sidebar.yml':
+            target.write_text(page_links(target.read_text('utf-8')), 'utf-8')
+
+
+def as_mathml(match):
+    display = 'block' if match[1] == 'display' else 'inline'
+    return convert(html.unescape(match[2]), display=display)
+
+
+def formulas(page):
+    "Formulas as MathML, which browsers show by themselves"
+    page = re.sub(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?\s*', '', page)
+    formula = r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>'
+    return re.sub(formula, as_mathml, page, flags=re.S)
+
+
+def build(out):
+    "Write the site to `out`; returns the links that lead nowhere as pairs of page and link"
+    with chdir(ROOT), tempfile.TemporaryDirectory() as folder:
+        process(Path(folder))
+        site = Site(load(folder), quiet=True)
+        site.out = out.resolve()
+        site.build()
+    for page in site.out.rglob('*.html'):
+        page.write_text(formulas(page.read_text('utf-8')), 'utf-8')
+    for theme in site.out.rglob('themes/*.css'):  # fonts from elsewhere
+        text = re.sub(r'@import[^;]*?url\([^)]*\);', '', theme.read_text('utf-8'))
+        theme.write_text(text, 'utf-8')
+    return site.broken
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, default=ROOT/'_docs',
+                        help='directory of the site (default: _docs/)')
+    broken = build(parser.parse_args().out)
+    if broken:
+        sys.exit('\n'.join(f'{page}: {link} leads nowhere' for page, link in broken))
+
+
+if __name__ == '__main__':
+    main()
