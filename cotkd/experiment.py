@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['FROM_PAPER', 'MINILLM', 'PAIR', 'LLAMA_13B', 'TINYLLAMA', 'SMOLLM', 'PRESETS', 'AT_LEAST_ONE', 'ABOVE_ZERO',
-           'HELD_OUT', 'Experiment', 'describe_preset', 'check_settings', 'configure', 'choose_benchmark', 'askings',
-           'sample_fitting', 'training_rows', 'Prepared', 'check_batches', 'check_pair', 'check_space', 'check',
-           'Member', 'members', 'place_of', 'Run', 'subject_of', 'unasked', 'missing', 'draw', 'run', 'preset_name']
+           'HELD_OUT', 'TEMPLATE_BYTES', 'Experiment', 'describe_preset', 'check_settings', 'check_batches',
+           'check_names', 'configure', 'choose_benchmark', 'askings', 'sample_fitting', 'training_rows', 'Member',
+           'members', 'place_of', 'Prepared', 'check_pair', 'shortest_context', 'check_lengths', 'untrained',
+           'reads_often', 'needed_bytes', 'check', 'data_identity', 'find_identities', 'Run', 'subject_of', 'unasked',
+           'missing', 'draw', 'preset_name', 'run']
 
-# %% ../nbs/20_experiment.ipynb #74caf3bc
+# %% ../nbs/20_experiment.ipynb #a1e9607e
+import difflib
 import logging
 import math
 import os
@@ -22,9 +25,9 @@ import pandas as pd
 from .arms import Arm, choose_arms, cross_entropy_share, find_arm, reference_arms
 from .bbh import Benchmark, bbh_benchmark, toy_benchmark
 from .evaluate import Asking, Subject, evaluate, unfinished
-from .files import InputError, check_claim, check_disk, claim, digest, read_json
-from .files import write_json
-from .names import model_identity
+from .files import InputError, check_claim, check_disk, claim, digest, file_digest
+from .files import read_json, write_json
+from .names import EMBEDDED, model_identity, parse_name
 from .prompt import MODES, encode
 from .records import load_results, results_path
 from .toy import EVALUATED, MIX, make_toy
@@ -109,6 +112,31 @@ def check_settings(experiment: Experiment):
     for arm in choose_arms(experiment.arms):
         askings(experiment, arm)
 
+# %% ../nbs/20_experiment.ipynb #cd5e0d9c
+def check_batches(experiment: Experiment):
+    "Raise InputError for a batch that does not divide, or more rows in it than there are"
+    workers = int(os.environ.get('WORLD_SIZE', 1))
+    if experiment.batch_size % workers:
+        raise InputError(f'batch_size is {experiment.batch_size}, the rows of an update over all '
+                         f'{workers} processes: expected a multiple of that')
+    if experiment.rows < experiment.batch_size:
+        raise InputError(f'rows is {experiment.rows}, batch_size {experiment.batch_size}: expected '
+                         'enough rows for one update; use a smaller batch_size')
+
+# %% ../nbs/20_experiment.ipynb #bb2b92e5
+def check_names(experiment: Experiment):
+    "Raise InputError for a mistyped directory or embedded model"
+    for name in (experiment.teacher, experiment.student):
+        path = parse_name(name).path
+        if Path(path).is_dir():
+            continue
+        near = difflib.get_close_matches(path, EMBEDDED, n=1, cutoff=.8)
+        if near:
+            raise InputError(f'no model {name!r}; did you mean {near[0]!r}?')
+        if path.startswith(('/', '.', '~')) or path.count('/') > 1:
+            raise InputError(f'{name!r}: no such directory; expected one written by '
+                             f'save_pretrained, a hub id (owner/name), or one of {EMBEDDED}')
+
 # %% ../nbs/20_experiment.ipynb #383209e8
 def _parse(text, kind):
     return dict(true=True, false=False)[text.lower()] if kind is bool else kind(text)
@@ -174,7 +202,7 @@ def askings(
             max_new_tokens=experiment.max_new_tokens if mode == 'cot' else None))
     return found
 
-# %% ../nbs/20_experiment.ipynb #c45de79f
+# %% ../nbs/20_experiment.ipynb #98c09a22
 HELD_OUT = 500  # most rows that checkpoints are chosen on
 
 
@@ -186,7 +214,8 @@ def sample_fitting(
 ):  # a Dataset
     "The first `n` rows of a seeded shuffle that are short enough, or as many as there are"
     shuffled = ds.shuffle(seed=0)
-    kept, seen = [], 0
+    kept = []
+    seen = 0
     for seen, row in enumerate(shuffled, 1):
         if len(encode(row, tokenizer)['input_ids']) <= max_tokens:
             kept.append(seen - 1)
@@ -222,86 +251,7 @@ def training_rows(
     held_out = sample_fitting(held_out, HELD_OUT, tokenizer, experiment.max_tokens)
     return concatenate_datasets([train, held_out]), len(held_out)
 
-# %% ../nbs/20_experiment.ipynb #61ad06cd
-@dataclass
-class Prepared:
-    "What was found while everything was checked, for `run` to use"
-    tokenizer: object  # of the pair
-    vocab: int  # real tokens that both models share
-    rows: object  # to train on, followed by those held out
-    held_out: int  # how many of them
-
-
-def check_batches(experiment: Experiment):
-    "Raise InputError for a batch that does not divide, or more rows in it than there are"
-    workers = int(os.environ.get('WORLD_SIZE', 1))
-    if experiment.batch_size % workers:
-        raise InputError(f'batch_size is {experiment.batch_size}, the rows of an update over all '
-                         f'{workers} processes: expected a multiple of that')
-    if experiment.rows < experiment.batch_size:
-        raise InputError(f'rows is {experiment.rows}, batch_size {experiment.batch_size}: expected '
-                         'enough rows for one update; use a smaller batch_size')
-
-# %% ../nbs/20_experiment.ipynb #e03ef822
-def check_pair(
-    experiment: Experiment,
-) -> tuple:  # tokenizer, real tokens that both models share
-    "Teacher and student exist and speak one vocabulary; InputError otherwise; loads no model"
-    from cotkd.models import align_vocab, load_config, load_tokenizer
-    remote = experiment.trust_remote_code
-    names = experiment.teacher, experiment.student
-    tokenizers = [load_tokenizer(name, remote) for name in names]
-    vocab = align_vocab(*tokenizers)
-    if tokenizers[0].eos_token_id is None:
-        raise InputError(f'the tokenizer of {experiment.teacher!r} has no end-of-text token: a '
-                         'student could not learn to stop; set eos_token in its directory')
-    for name in names:
-        config = load_config(name, remote).get_text_config()
-        if config.vocab_size < vocab:
-            raise InputError(f'{name!r} has {config.vocab_size:,} rows in its vocabulary, its '
-                             f'tokenizer {vocab:,} tokens: use the tokenizer it was trained with')
-        context = getattr(config, 'max_position_embeddings', None)
-        if experiment.data != 'toy' and context and context < experiment.max_tokens:
-            raise InputError(f'max_tokens is {experiment.max_tokens}, the context of {name!r} is '
-                             f'{context}: set max_tokens to that or less')
-    return tokenizers[0], vocab
-
-# %% ../nbs/20_experiment.ipynb #cef6c910
-def check_space(
-    experiment: Experiment,
-    out,  # run directory
-    trainings: int,  # students to be trained
-):
-    "Raise InputError where the students do not fit the disk"
-    from cotkd.models import keep_layers, load_config, skeleton
-    from cotkd.names import parse_name
-    config, layers = load_config(experiment.student), parse_name(experiment.student).layers
-    student = skeleton(keep_layers(config, layers) if layers else config)
-    size = 4 * student.num_parameters()  # float32
-    # one training at a time keeps two checkpoints of weights and optimizer
-    check_disk(out, size * (trainings + 6), f'{trainings} students and their checkpoints')
-
-# %% ../nbs/20_experiment.ipynb #993f15dd
-def check(
-    experiment: Experiment,
-    benchmark: Benchmark,  # from `choose_benchmark`
-    out,  # run directory
-    seeds: int = 1,  # training runs of each arm
-) -> Prepared:
-    "Everything that can be known to be wrong, before a model works; raises InputError"
-    check_settings(experiment)
-    check_batches(experiment)
-    tokenizer, vocab = check_pair(experiment)
-    check_space(experiment, out, seeds * len(choose_arms(experiment.arms)))
-    quarantine = Path(out).with_name(f'{Path(out).name}.quarantine.jsonl')
-    rows, held_out = training_rows(experiment, benchmark, tokenizer, quarantine)
-    if len(rows) - held_out < experiment.batch_size:
-        raise InputError(f'{experiment.data}: {len(rows) - held_out} rows have '
-                         f'{experiment.max_tokens} tokens or fewer, which is no update of '
-                         f'{experiment.batch_size}: raise max_tokens, or name other data')
-    return Prepared(tokenizer, vocab, rows, held_out)
-
-# %% ../nbs/20_experiment.ipynb #895a85fb
+# %% ../nbs/20_experiment.ipynb #b86b3329
 @dataclass(frozen=True)
 class Member:
     "A model of the experiment"
@@ -327,12 +277,171 @@ def members(
             found.append(Member(arm, f'models/{arm.name}-{seed}', seed))
     return found
 
-
+# %% ../nbs/20_experiment.ipynb #37e2647f
 def place_of(member: Member, out) -> str:
     "Where `load_lm` finds it: trained students lie in the run directory"
     return str(Path(out)/member.name) if member.arm.trained else member.name
 
-# %% ../nbs/20_experiment.ipynb #78f4e4e6
+# %% ../nbs/20_experiment.ipynb #b2467423
+@dataclass
+class Prepared:
+    "What was found while everything was checked, for `run` to use"
+    tokenizer: object  # of the pair
+    vocab: int  # real tokens that both models share
+    rows: object  # to train on, followed by those held out
+    held_out: int  # how many of them
+
+# %% ../nbs/20_experiment.ipynb #4b07ce42
+def check_pair(
+    experiment: Experiment,
+) -> tuple:  # tokenizer, real tokens that both models share
+    "Teacher and student exist and speak one vocabulary; InputError otherwise; loads no model"
+    from cotkd.models import align_vocab, load_config, load_tokenizer
+    remote = experiment.trust_remote_code
+    names = experiment.teacher, experiment.student
+    tokenizers = [load_tokenizer(name, remote) for name in names]
+    vocab = align_vocab(*tokenizers)
+    if tokenizers[0].eos_token_id is None:
+        raise InputError(f'the tokenizer of {experiment.teacher!r} has no end-of-text token: a '
+                         'student could not learn to stop; set eos_token in its directory')
+    for name in names:
+        size = load_config(name, remote).get_text_config().vocab_size
+        if size < vocab:
+            raise InputError(f'{name!r} has {size:,} rows in its vocabulary, its tokenizer '
+                             f'{vocab:,} tokens: use the tokenizer it was trained with')
+    return tokenizers[0], vocab
+
+# %% ../nbs/20_experiment.ipynb #f06ece7a
+def shortest_context(experiment: Experiment) -> float:  # tokens; infinity: not said
+    "Of teacher and student"
+    from cotkd.models import load_config
+    contexts = []
+    for name in (experiment.teacher, experiment.student):
+        config = load_config(name, experiment.trust_remote_code).get_text_config()
+        contexts.append(getattr(config, 'max_position_embeddings', None) or math.inf)
+    return min(contexts)
+
+
+TEMPLATE_BYTES = 100  # of the words around a row, at most
+
+
+def check_lengths(
+    rows,  # to train on
+    tokenizer,
+    context: float,  # tokens
+):
+    "Raise InputError for a row that goes beyond the context"
+    for row in rows:
+        text = row['source'] + row['rationale'] + row['target']
+        if len(text.encode()) + TEMPLATE_BYTES <= context:
+            continue
+        length = len(encode(row, tokenizer)['input_ids'])
+        if length > context:
+            raise InputError(f'a row has {length} tokens, the context of these models {context}: '
+                             'set max_tokens to that, or leave such rows out of the data')
+
+# %% ../nbs/20_experiment.ipynb #dd926c1b
+def untrained(
+    experiment: Experiment,
+    out,  # run directory
+    seeds: int = 1,
+) -> list:  # of `Member`
+    "Students that have still to be trained"
+    # the log is written when a training is over
+    return [member for member in members(experiment, out, seeds)
+            if member.arm.trained and not (Path(out)/member.name/'log.jsonl').exists()]
+
+
+def reads_often(experiment: Experiment, seeds: int) -> bool:
+    "Does the teacher read a row more than once? Then it leaves a cache"
+    return experiment.epochs * seeds > 1
+
+# %% ../nbs/20_experiment.ipynb #2bc9077e
+def _model_skeleton(name, remote):
+    "Shapes without weights"
+    from cotkd.models import keep_layers, load_config, skeleton
+    config = load_config(name, remote)
+    layers = parse_name(name).layers
+    return skeleton(keep_layers(config, layers) if layers else config)
+
+
+def _cache_sizes(experiment, out, rows, tokenizer, modes):
+    "Bytes of the caches that are still to be begun"
+    from cotkd.cache import cache_bytes
+    sample = rows[:200] if isinstance(rows, list) else [*rows.select(range(min(200, len(rows))))]
+    head = _model_skeleton(experiment.teacher, experiment.trust_remote_code).get_output_embeddings()
+    total = 0
+    for mode in modes:
+        if (Path(out)/'cache'/mode).exists():
+            continue  # `write_cache` knows what is missing of it
+        spans = [span for row in sample for span in encode(row, tokenizer, mode)['spans']]
+        supervised = sum(span > 0 for span in spans) * len(rows) // len(sample)
+        total += cache_bytes(supervised, head.weight)
+    return total
+
+# %% ../nbs/20_experiment.ipynb #8f8b9c1f
+def needed_bytes(
+    experiment: Experiment,
+    out,  # run directory
+    rows,  # all of them
+    tokenizer,
+    seeds: int = 1,
+) -> float:
+    "Of students, checkpoints and caches that are still to be written"
+    left = untrained(experiment, out, seeds)
+    if not left:
+        return 0
+    student = _model_skeleton(experiment.student, experiment.trust_remote_code)
+    size = 4 * student.num_parameters()  # float32
+    checkpoints = 2 * 3 * size  # weights and two moments
+    modes = {member.arm.mode for member in left if member.arm.needs_teacher}
+    if not reads_often(experiment, seeds):
+        modes = set()
+    caches = _cache_sizes(experiment, out, rows, tokenizer, modes) if modes else 0
+    return size * len(left) + checkpoints + caches
+
+# %% ../nbs/20_experiment.ipynb #781b2c16
+def check(
+    experiment: Experiment,
+    benchmark: Benchmark,  # from `choose_benchmark`
+    out,  # run directory
+    seeds: int = 1,  # training runs of each arm
+) -> Prepared:
+    "Everything that can be known to be wrong, before a model works; raises InputError"
+    check_settings(experiment)
+    check_batches(experiment)
+    check_names(experiment)
+    tokenizer, vocab = check_pair(experiment)
+    quarantine = Path(out).with_name(f'{Path(out).name}.quarantine.jsonl')
+    rows, held_out = training_rows(experiment, benchmark, tokenizer, quarantine)
+    if len(rows) - held_out < experiment.batch_size:
+        raise InputError(f'{experiment.data}: {len(rows) - held_out} rows have '
+                         f'{experiment.max_tokens} tokens or fewer, which is no update of '
+                         f'{experiment.batch_size}: raise max_tokens, or name other data')
+    check_lengths(rows, tokenizer, shortest_context(experiment))
+    needed = needed_bytes(experiment, out, rows, tokenizer, seeds)
+    check_disk(out, needed, 'students, checkpoints and caches')
+    return Prepared(tokenizer, vocab, rows, held_out)
+
+# %% ../nbs/20_experiment.ipynb #3a4f36a5
+def data_identity(source: str) -> str:  # as `Experiment.data`
+    "Digest of a file's or a directory's bytes; generated rows and the hub's go by their name"
+    path = Path(source)
+    if path.is_file():
+        return file_digest(path)
+    if path.is_dir():
+        return digest({p.name: file_digest(p) for p in sorted(path.glob('*.jsonl'))})
+    return source
+
+
+def find_identities(experiment: Experiment) -> dict:
+    "Of teacher, student and data; InputError where there is no such model"
+    remote = experiment.trust_remote_code
+    return dict(teacher=model_identity(experiment.teacher, remote),
+                student=model_identity(experiment.student, remote),
+                data=data_identity(experiment.data))
+
+# %% ../nbs/20_experiment.ipynb #86ba2728
 @dataclass
 class Run:
     "One experiment in one directory"
@@ -341,7 +450,7 @@ class Run:
     benchmark: Benchmark
     seeds: int
     trainer: dict  # further `TrainingArguments`
-    identities: dict  # of teacher and student
+    identities: dict  # from `find_identities`
 
     @property
     def config(self) -> dict:
@@ -352,21 +461,24 @@ class Run:
         "What another run in this directory would differ in"
         settings = asdict(self.experiment)
         del settings['arms']  # an arm more is the same experiment, and so is a seed more
-        questions = digest({task: items for task, items in self.benchmark.items.items()})
+        shots = self.experiment.shots
+        prompts = [self.benchmark.prompt(task, items[0]['input'], mode, shots)
+                   for task, items in self.benchmark.items.items() for mode in MODES]
         return dict(settings=settings, trainer=self.trainer, benchmark=self.benchmark.name,
-                    questions=questions, identities=self.identities)
+                    questions=digest(self.benchmark.items, prompts), identities=self.identities)
 
-# %% ../nbs/20_experiment.ipynb #d161d4fd
+# %% ../nbs/20_experiment.ipynb #b9cf50d4
 def subject_of(run: Run, member: Member) -> Subject:
     "A member as it stands in the results; no weights: it is still to be trained"
     if not member.arm.trained:
-        weights, start = run.identities[member.arm.name], None
+        weights = run.identities[member.arm.name]
+        start = None
     else:
         weights = run.config.get('trained', {}).get(member.key)
         start = run.identities['student']
     return Subject(member.arm.name, member.name, weights, start, member.seed)
 
-
+# %% ../nbs/20_experiment.ipynb #e6288b72
 def unasked(run: Run, member: Member) -> list:
     "(asking, tasks) that have no result yet"
     subject = subject_of(run, member)
@@ -392,7 +504,7 @@ def _is_drawn(out):
     pages = [out/'gains.png', out/'report.html']
     return all(p.exists() and p.stat().st_mtime >= results.stat().st_mtime for p in pages)
 
-# %% ../nbs/20_experiment.ipynb #d15eb940
+# %% ../nbs/20_experiment.ipynb #fe67dc17
 def _load_teacher(run, arm, prepared):
     "The model, its cache, or None"
     from cotkd.cache import TeacherCache, write_cache
@@ -400,7 +512,7 @@ def _load_teacher(run, arm, prepared):
     experiment = run.experiment
     if not arm.needs_teacher:
         return None
-    if experiment.epochs * run.seeds <= 1:
+    if not reads_often(experiment, run.seeds):
         return load_lm(experiment.teacher, trust_remote_code=experiment.trust_remote_code)[0]
     where = run.out/'cache'/arm.mode
     write_cache(experiment.teacher, prepared.rows, where, arm.mode,
@@ -439,32 +551,35 @@ def _train(run, member, teacher, prepared):
         write_json(run.out/'config.json', found)
     processes().wait_for_everyone()
 
-# %% ../nbs/20_experiment.ipynb #5759d587
+# %% ../nbs/20_experiment.ipynb #14ca1e18
 def _is_trained(run, member):
     "It is there, and is the one that config.json knows"
-    where, known = run.out/member.name, subject_of(run, member).weights
+    where = run.out/member.name
+    known = subject_of(run, member).weights
     return (where/'distill.json').exists() and known and model_identity(where) == known
 
 
-def _train_all(run, todo, prepared):
-    for arm in choose_arms(run.experiment.arms):
-        runs = [m for m in todo if m.arm == arm and not _is_trained(run, m)]
-        teacher = _load_teacher(run, arm, prepared) if runs else None
-        for member in runs:
+def _train_arm(run, arm, todo, prepared):
+    "All seeds of an arm; its teacher is in memory for no longer than that"
+    left = [m for m in todo if m.arm == arm and not _is_trained(run, m)]
+    if left:
+        teacher = _load_teacher(run, arm, prepared)
+        for member in left:
             _train(run, member, teacher, prepared)
 
-# %% ../nbs/20_experiment.ipynb #7a554e4d
-def _ask(run, member, tokenizer):
+# %% ../nbs/20_experiment.ipynb #acb01f68
+def _ask(run, member):
     "All that a member was not yet asked"
     from cotkd.models import load_lm
-    remote = run.experiment.trust_remote_code
-    model, _ = load_lm(place_of(member, run.out), trust_remote_code=remote)
+    place = place_of(member, run.out)
+    model, tokenizer = load_lm(place, trust_remote_code=run.experiment.trust_remote_code)
+    subject = subject_of(run, member)
     for asking, tasks in unasked(run, member):
         items = {task: run.benchmark.items[task] for task in tasks}
-        evaluate(model, tokenizer, replace(run.benchmark, items=items), subject_of(run, member), asking,
+        evaluate(model, tokenizer, replace(run.benchmark, items=items), subject, asking,
                  out=run.out)
 
-
+# %% ../nbs/20_experiment.ipynb #ad4640b8
 def draw(
     out,  # run directory
     questions: dict = None,  # task -> texts, shown above the answers
@@ -476,7 +591,7 @@ def draw(
     plt.close(plot_gains(load_results(out), Path(out)/'gains.png'))
     write_report(out, questions)
 
-# %% ../nbs/20_experiment.ipynb #29996708
+# %% ../nbs/20_experiment.ipynb #43ec17ad
 def _versions():
     packages = ('cotkd', 'torch', 'transformers', 'datasets', 'tokenizers')
     return {name: version(name) for name in packages} | {'python': sys.version.split()[0]}
@@ -500,10 +615,34 @@ def _say(run, prepared):
     kind = run.benchmark.label
     if kind == toy_benchmark(1).label and not os.environ.get('COTKD_BBH'):
         kind += ' (COTKD_BBH is not set)'
-    print(f'{len(prepared.rows) - prepared.held_out:,} rows to train on, {prepared.held_out} held '
-          f'out; {items:,} questions, {len(run.benchmark.items)} tasks: {kind}')
+    count = len(prepared.rows) - prepared.held_out
+    few = ''
+    if count < run.experiment.rows:
+        few = f' (not the {run.experiment.rows:,} asked for: no more rows fit)'
+    print(f'{count:,} rows to train on{few}, {prepared.held_out} held out; {items:,} questions, '
+          f'{len(run.benchmark.items)} tasks: {kind}')
 
-# %% ../nbs/20_experiment.ipynb #d93dea03
+# %% ../nbs/20_experiment.ipynb #7f489aea
+def _work(run, prepared, about):
+    from cotkd.models import processes
+    state = processes()
+    if state.is_main_process:
+        _begin(run, about, prepared)
+        _say(run, prepared)
+    state.wait_for_everyone()
+    todo = missing(run)
+    for arm in choose_arms(run.experiment.arms):
+        _train_arm(run, arm, todo, prepared)
+    for member in todo:
+        _ask(run, member)
+    state.wait_for_everyone()
+
+
+def preset_name(experiment: Experiment) -> str:
+    "That of the preset which an experiment is, or custom"
+    return next((name for name, e in PRESETS.items() if e == experiment), 'custom')
+
+# %% ../nbs/20_experiment.ipynb #7d223ff0
 def run(
     experiment: Experiment,
     out,  # run directory
@@ -514,38 +653,17 @@ def run(
     trainer: dict = {},  # further `TrainingArguments`
 ) -> Path:  # report.html
     "All arms of one experiment, start to report; what is there already is not done again"
-    check_settings(experiment)
+    for check_lightly in (check_settings, check_batches, check_names):
+        check_lightly(experiment)
     benchmark = choose_benchmark(experiment, bbh)
-    identities = {name: model_identity(getattr(experiment, name), experiment.trust_remote_code)
-                  for name in ('teacher', 'student')}
-    this = Run(experiment, Path(out), benchmark, seeds, trainer, identities)
+    this = Run(experiment, Path(out), benchmark, seeds, trainer, find_identities(experiment))
     check_claim(this.out, 'config.json', this.belongs(), 'run')
-    if not missing(this) and _is_drawn(this.out):
-        return this.out/'report.html'
-    from cotkd.models import alone  # from here on it takes seconds
-    prepared = check(experiment, benchmark, out, seeds)
-    with alone(this.out, 'this run'):
-        _work(this, prepared, dict(preset=preset or preset_name(experiment), command=command))
+    if missing(this):
+        from cotkd.models import alone  # here, since a finished run does without PyTorch
+        prepared = check(experiment, benchmark, out, seeds)
+        with alone(this.out, 'this run'):
+            _work(this, prepared, dict(preset=preset or preset_name(experiment), command=command))
+    if os.environ.get('RANK', '0') == '0' and not _is_drawn(this.out):
+        draw(this.out, {task: [item['input'] for item in items]
+                        for task, items in benchmark.items.items()})
     return this.out/'report.html'
-
-
-def preset_name(experiment: Experiment) -> str:
-    "That of the preset which an experiment is, or custom"
-    return next((name for name, e in PRESETS.items() if e == experiment), 'custom')
-
-# %% ../nbs/20_experiment.ipynb #4b2c3695
-def _work(run, prepared, about):
-    from cotkd.models import processes
-    state = processes()
-    if state.is_main_process:
-        _begin(run, about, prepared)
-        _say(run, prepared)
-    state.wait_for_everyone()
-    todo = missing(run)
-    _train_all(run, todo, prepared)
-    for member in todo:
-        _ask(run, member, prepared.tokenizer)
-    if state.is_main_process:
-        draw(run.out, {task: [item['input'] for item in items]
-                       for task, items in run.benchmark.items.items()})
-    state.wait_for_everyone()

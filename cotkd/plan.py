@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SHAPE', 'ARCHITECTURES', 'HUB_TOKENS', 'SAMPLE', 'GPUS', 'UTILISATION', 'find_config', 'model_pair', 'parameters',
-           'activation_bytes', 'memory_table', 'Lengths', 'count_tokens', 'arm_lengths', 'gpu_here', 'arm_costs',
-           'Plan', 'plan']
+           'Widths', 'read_widths', 'kept_on_cpu', 'kept_on_gpu', 'activation_bytes', 'teacher_bytes', 'memory_table',
+           'Lengths', 'count_tokens', 'arm_lengths', 'find_gpu', 'gpu_here', 'arm_flops', 'arm_costs', 'Plan', 'plan']
 
-# %% ../nbs/21_plan.ipynb #a946895d
+# %% ../nbs/21_plan.ipynb #e92e8158
 import math
+import re
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -16,7 +17,7 @@ import psutil
 import torch
 from transformers import AutoConfig
 
-from .arms import choose_arms
+from .arms import ARMS, Arm, choose_arms
 from .bbh import Benchmark
 from .cache import cache_bytes
 from .data import HUB_ID
@@ -28,7 +29,7 @@ from .names import parse_name
 from .prompt import encode
 from .trainer import KDConfig, with_adapters
 
-# %% ../nbs/21_plan.ipynb #750d5e05
+# %% ../nbs/21_plan.ipynb #4d15d8b6
 SHAPE = ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
          'num_attention_heads', 'num_key_value_heads', 'tie_word_embeddings')
 _QWEN_7B = ('qwen2', 151_936, 4096, 11_008, 32, 32, 32, False)
@@ -47,7 +48,7 @@ ARCHITECTURES = {  # kind, then the numbers of `SHAPE`
     'HuggingFaceTB/SmolLM2-135M-Instruct': ('llama', 49_152, 576, 1536, 30, 9, 3, True),
 }
 
-
+# %% ../nbs/21_plan.ipynb #6f116a61
 def find_config(
     name: str,  # any name `load_lm` takes
     trust_remote_code: bool = False,
@@ -61,25 +62,27 @@ def find_config(
         config = load_config(name, trust_remote_code)
     return keep_layers(config, found.layers) if found.layers else config
 
-# %% ../nbs/21_plan.ipynb #93a8bf33
+# %% ../nbs/21_plan.ipynb #641a7a89
 def model_pair(
     experiment: Experiment,
     gpu: bool,
 ) -> tuple:  # teacher, student: on the meta device, as they train
     "The two models without their weights"
     low = torch.bfloat16 if gpu else torch.float32
-    remote, lora = experiment.trust_remote_code, experiment.lora_rank
+    remote = experiment.trust_remote_code
     teacher = skeleton(find_config(experiment.teacher, remote), low).requires_grad_(False)
-    student = find_config(experiment.student, remote)
-    student = skeleton(student, low if lora else torch.float32)
-    return teacher, (with_adapters(student, lora) if lora else student).train()
+    config = find_config(experiment.student, remote)
+    if not experiment.lora_rank:
+        return teacher, skeleton(config, torch.float32).train()
+    return teacher, with_adapters(skeleton(config, low), experiment.lora_rank).train()
 
-# %% ../nbs/21_plan.ipynb #b5dbc44b
+# %% ../nbs/21_plan.ipynb #3ccc694d
 def parameters(
     model,  # real or a skeleton; what is trained requires a gradient
 ) -> dict:
     "Parameters by part, a tied embedding being the head's; FLOPs per token"
-    sizes, embedding = count_parameters(model), model.get_input_embeddings().weight
+    sizes = count_parameters(model)
+    embedding = model.get_input_embeddings().weight
     head = sizes.head.numel()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     passes = 4 if trained else 2  # forward; backward through the activations
@@ -91,68 +94,102 @@ def parameters(
         'FLOPs per token': passes * sizes.body + 2 * sizes.trained,
         'FLOPs per supervised token': head * (passes + 2 * sizes.head.requires_grad)}
 
-# %% ../nbs/21_plan.ipynb #f11b8688
+# %% ../nbs/21_plan.ipynb #d85fd19e
+@dataclass
+class Widths:
+    "Of a block of Llama's or Qwen2's kind"
+    H: int  # of the model
+    I: int  # inside the MLP
+    K: int  # of keys, and of values
+    heads: int
+    layers: int
+
+    @property
+    def matrices(self) -> int:  # weights: query and output, key and value, three of the MLP
+        return 2*self.H*self.H + 2*self.H*self.K + 3*self.H*self.I
+
+    def adapters(self, rank: int) -> int:  # weights of the pair at each of those seven
+        attention = 4*self.H + 2*(self.H + self.K)
+        return rank * (attention + 3*(self.H + self.I))
+
+
+def read_widths(config) -> Widths:
+    "From a model's config"
+    config = config.get_text_config()
+    H, heads = config.hidden_size, config.num_attention_heads
+    groups = getattr(config, 'num_key_value_heads', None) or heads
+    inner = getattr(config, 'intermediate_size', None) or 4*H
+    return Widths(H, inner, H // heads * groups, heads, config.num_hidden_layers)
+
+# %% ../nbs/21_plan.ipynb #15183376
+def kept_on_cpu(w: Widths, rank: int) -> int:
+    "Bytes per token and layer in float32"
+    attention = 8*w.H + 8*w.K + 4*w.heads  # queries, output; keys, values; a sum for each head
+    norms = 8*w.H  # what goes into both
+    if not rank:
+        norms += 8*w.H  # normed
+        products = 8*w.H + 4*w.I  # what goes into attention, the MLP and its last product
+        return norms + attention + products + 12*w.I  # gate, its activation, up
+    adapters = 5 * (6*w.H + w.I) + 28*rank  # seven: inputs, masks, and what lies between the pair
+    return norms + attention + 12*w.I + adapters
+
+# %% ../nbs/21_plan.ipynb #6882dab6
+def kept_on_gpu(w: Widths, rank: int, tokens: int) -> int:
+    "Bytes per token and layer with bfloat16 autocast"
+    norms = 8*w.H  # what goes into both, in float32
+    attention = 8*w.H  # queries, keys, values, output
+    mask = 2*tokens + 4*w.heads + 8  # its row, and a few sums
+    if not rank:
+        norms += 8*w.H  # normed, in float32
+        copies = 10*w.H  # for three products of attention and two of the MLP
+        mlp = 8*w.I  # gate, its activation, up, their product
+        return norms + attention + copies + mlp + mask
+    adapters = 3 * (6*w.H + w.I) + 14*rank  # inputs, masks, and what lies between the pair
+    return norms + attention + 6*w.I + adapters + mask
+
+# %% ../nbs/21_plan.ipynb #51b4c794
 def activation_bytes(
     config,  # of the student
     tokens: int,  # that go through the model at once
     gpu: bool,  # bfloat16 autocast; otherwise float32
-    lora_rank: int = 0,  # of the adapters on all seven matrices of a layer
+    rank: int = 0,  # of the adapters; 0: all weights are trained
 ) -> int:
     "What a forward pass keeps for the backward pass, weights aside but not copies of them"
-    config = config.get_text_config()
-    H, I, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    heads = config.num_attention_heads
-    if gpu:
-        layer = _kept_gpu(H, I, tokens, heads, lora_rank)
-    else:
-        layer = _kept_cpu(H, I, lora_rank)
-    last_norm = 12 * H if not gpu else 8 * H
-    copies = 0 if lora_rank or not gpu else 2 * L * _matrices(config)  # bfloat16, of all weights
-    return tokens * (L * layer + last_norm) + copies
+    w = read_widths(config)
+    layer = kept_on_gpu(w, rank, tokens) if gpu else kept_on_cpu(w, rank)
+    # the last norm; with adapters, the first layer keeps neither its input nor three masks
+    ends = -3*w.H if rank else 8*w.H
+    weights = w.adapters(rank) if rank else w.matrices
+    copies = 2 * w.layers * weights if gpu else 0
+    return tokens * (w.layers * layer + ends) + copies
 
-
-def _matrices(config):
-    "Weights of a layer: query and output, key and value, three of the MLP"
-    H, I, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    K = H // heads * (getattr(config, 'num_key_value_heads', None) or heads)
-    return 2*H*H + 2*H*K + 3*H*I
-
-# %% ../nbs/21_plan.ipynb #a5653beb
-def _kept_cpu(H, I, rank):
-    "Bytes per token and layer in float32"
-    norms = 16*H  # inputs of both, and normed
-    attention = 20*H  # queries, keys, values, output; output in order for the next product
-    mlp = 16*I  # gate, its activation, up, their product
-    if not rank:
-        return norms + attention + mlp
-    adapters = 5 * (6*H + I) + 28*rank  # each keeps its input and a dropout mask of one byte
-    return norms + attention + mlp + adapters
-
-
-def _kept_gpu(H, I, tokens, heads, rank):
-    "Bytes per token and layer in bfloat16 autocast"
-    mask = 2*tokens + 4*heads + 8  # its row, and a few sums
-    if not rank:
-        norms = 16*H  # inputs of both, and normed, float32
-        copies = 10*H  # inputs of three products of attention and two of the MLP
-        attention = 8*H  # queries, keys, values, output
-        return norms + copies + attention + 8*I + mask
-    rest = 8*H + 6*H + 2*H  # norms, attention, output in order
-    adapters = 3 * (6*H + I) + 28*rank  # input and dropout mask, three bytes a number
-    return rest + 6*I + adapters + mask
-
-# %% ../nbs/21_plan.ipynb #3ba33f53
+# %% ../nbs/21_plan.ipynb #f2dcf423
 def _bytes(parameters):
     return sum(p.numel() * p.itemsize for p in parameters)
 
+# %% ../nbs/21_plan.ipynb #c05b8350
+def teacher_bytes(
+    experiment: Experiment,
+    teacher,  # from `model_pair`
+) -> dict:  # how it is there -> bytes
+    "Live, in a cache of which only the head is needed, or not at all, as the arms need it"
+    needs = {arm.needs_teacher for arm in choose_arms(experiment.arms)}
+    found = {}
+    if True in needs:
+        found['live'] = _bytes(teacher.parameters())
+        found['cached'] = _bytes([teacher.get_output_embeddings().weight])
+    if False in needs:
+        found['no teacher'] = 0
+    return found
 
+# %% ../nbs/21_plan.ipynb #7532cb09
 def memory_table(
     experiment: Experiment,
     teacher,  # from `model_pair`
     student,  # from `model_pair`
     tokens: int,  # of a micro-batch
     gpu: bool,
-) -> pd.DataFrame:  # bytes by part, with a live teacher and with a cached one
+) -> pd.DataFrame:  # bytes by part, for each way in which an arm has its teacher
     "What training keeps in memory"
     trained = [p for p in student.parameters() if p.requires_grad]
     head = student.get_output_embeddings().weight
@@ -165,12 +202,11 @@ def memory_table(
         'optimizer state': 2 * _bytes(trained),  # AdamW's two moments
         'activations': activation_bytes(config, tokens, gpu, experiment.lora_rank),
         'loss workspace': min(CHUNK_BYTES, logits) + heads_own}
-    of_teacher = dict(live=_bytes(teacher.parameters()),
-                      cached=_bytes([teacher.get_output_embeddings().weight]))
-    table = pd.DataFrame({how: {'teacher weights': x, **same} for how, x in of_teacher.items()})
+    found = teacher_bytes(experiment, teacher)
+    table = pd.DataFrame({how: {'teacher weights': x, **same} for how, x in found.items()})
     return pd.concat([table, table.sum().rename('sum').to_frame().T])
 
-# %% ../nbs/21_plan.ipynb #e63b1565
+# %% ../nbs/21_plan.ipynb #8a5229c0
 HUB_TOKENS = dict(direct=(51.2, 3.2), cot=(96.3, 41.3))  # tokens, supervised tokens of a row
 SAMPLE = 600  # rows
 
@@ -194,7 +230,7 @@ def count_tokens(
     sizes = list(map(len, spans))
     return Lengths(sum(sizes) / len(sizes), sum(supervised) / len(sizes), max(sizes))
 
-
+# %% ../nbs/21_plan.ipynb #d35de829
 def arm_lengths(experiment: Experiment) -> tuple:  # {arm: `Lengths`}, where they are from
     "Measured on a sample, or assumed for CoT-Collection"
     arms = choose_arms(experiment.arms)
@@ -207,50 +243,84 @@ def arm_lengths(experiment: Experiment) -> tuple:  # {arm: `Lengths`}, where the
     found = {arm.name: count_tokens(rows, tokenizer, arm.mode) for arm in arms}
     return found, f'from {len(rows)} rows'
 
-# %% ../nbs/21_plan.ipynb #02ccefb3
+# %% ../nbs/21_plan.ipynb #9a99faa0
 GPUS = {  # dense bfloat16 TFLOP/s and GB of memory, from NVIDIA's data sheets
     'A100-80GB': (312, 80), 'A100-40GB': (312, 40), 'H100': (989, 80), 'H200': (989, 141),
     'L40S': (362, 48), 'L4': (121, 24), 'RTX-4090': (165, 24)}
 UTILISATION = .4  # share of the peak that is assumed to be reached
 
 
+def find_gpu(
+    name: str,  # as the driver gives it, such as "NVIDIA A100-SXM4-40GB"
+    memory: float,  # GB
+) -> str | None:  # a key of `GPUS`; None: not one of them
+    "The card itself; where it comes in two sizes, the nearer one"
+    found = [gpu for gpu in GPUS if re.search(rf'\b{gpu.split("-")[0]}\b', name)]
+    if 'RTX' in name:
+        found = [gpu for gpu in found if gpu.split('-')[1] in name]
+    return min(found, key=lambda gpu: abs(GPUS[gpu][1] - memory), default=None)
+
+# %% ../nbs/21_plan.ipynb #f34ecfcb
 def gpu_here(preset: str) -> str | None:  # a key of `GPUS`
-    "The GPU of this machine; without one, the paper's for presets that need one"
+    "The GPU of this machine; without one, the paper's for presets that need one; InputError"
     if preset == 'toy':
         return None
-    here = torch.cuda.get_device_name() if torch.cuda.is_available() else 'A100-80GB'
-    return next((name for name in GPUS if name.split('-')[0] in here), 'A100-80GB')
+    if not torch.cuda.is_available():
+        return 'A100-80GB'
+    card = torch.cuda.get_device_properties(0)
+    found = find_gpu(card.name, card.total_memory / 1e9)
+    if found is None:
+        raise InputError(f'the GPU here is a {card.name}, whose speed is not known: name one of '
+                         f'{", ".join(GPUS)} with --gpu')
+    return found
 
+# %% ../nbs/21_plan.ipynb #b2962d66
+def arm_flops(
+    epochs: float,
+    models: pd.DataFrame,  # `parameters` of teacher and student
+    arm: Arm,
+    lengths: Lengths,  # of its rows
+) -> dict:  # how the teacher is there -> FLOPs
+    "Operations per row of the data"
+    body = models.loc['FLOPs per token']
+    heads = models.loc['FLOPs per supervised token']
+    student = epochs * (lengths.tokens * body.student + lengths.supervised * heads.student)
+    if not arm.needs_teacher:
+        return dict(live=student, cached=student)
+    student += epochs * lengths.supervised * heads.teacher
+    teacher = lengths.tokens * body.teacher  # for each time it reads a row
+    return dict(live=student + epochs * teacher, cached=student + teacher)
 
+# %% ../nbs/21_plan.ipynb #320d22f4
 def arm_costs(
     experiment: Experiment,
     models: pd.DataFrame,  # `parameters` of teacher and student
-    lengths: Lengths,  # of this arm
+    arm: Arm,
+    lengths: Lengths,  # of its rows
     head: torch.Tensor,  # the teacher's
     speed: float,  # FLOPs per second; 0: not known
 ) -> dict:
     "Updates, tokens, operations, hours and size of the cache"
-    rows, epochs = experiment.rows, experiment.epochs
-    body, heads = models.loc['FLOPs per token'], models.loc['FLOPs per supervised token']
-    student = epochs * (lengths.tokens * body.student + lengths.supervised * heads.sum())
-    teacher = lengths.tokens * body.teacher  # for each time it reads a row
-    flops = dict(live=rows * (student + epochs * teacher), cached=rows * (student + teacher))
+    rows = experiment.rows
+    examples = experiment.epochs * rows
     costs = {
-        'updates': math.ceil(epochs * (rows // experiment.batch_size)),
-        'examples': epochs * rows,
-        'tokens': epochs * rows * lengths.tokens,
-        'supervised tokens': epochs * rows * lengths.supervised}
-    costs |= {f'FLOPs {how}': x for how, x in flops.items()}
+        'updates': math.ceil(experiment.epochs * (rows // experiment.batch_size)),
+        'examples': examples,
+        'tokens': examples * lengths.tokens,
+        'supervised tokens': examples * lengths.supervised}
+    flops = arm_flops(experiment.epochs, models, arm, lengths)
+    costs |= {f'FLOPs {how}': rows * x for how, x in flops.items()}
     if speed:
-        costs |= {f'hours {how}': x / speed / 3600 for how, x in flops.items()}
-    return costs | {'cache, GB': cache_bytes(rows * lengths.supervised, head) / 1e9}
+        costs |= {f'hours {how}': rows * x / speed / 3600 for how, x in flops.items()}
+    cache = cache_bytes(rows * lengths.supervised, head) if arm.needs_teacher else 0
+    return costs | {'cache, GB': cache / 1e9}
 
-# %% ../nbs/21_plan.ipynb #00c55b97
+# %% ../nbs/21_plan.ipynb #4e95a8e1
 @dataclass(repr=False, eq=False)
 class Plan:
     "What a run will cost; prints as three tables and what they assume"
     models: pd.DataFrame  # parameters, and FLOPs per token, of teacher and student
-    memory: pd.DataFrame  # GB (10⁹ bytes) by part, with a live teacher and with a cached one
+    memory: pd.DataFrame  # GB (10⁹ bytes) by part, with a live teacher, a cached one, or none
     arms: pd.DataFrame  # updates, tokens, FLOPs, hours and size of the cache of each arm
     notes: str  # what was assumed
 
@@ -268,7 +338,20 @@ class Plan:
 def _short(x):
     return f'{x:.3g}' if x >= 1e12 or x < 1000 and x % 1 else f'{x:,.0f}'
 
-# %% ../nbs/21_plan.ipynb #8f4feee3
+# %% ../nbs/21_plan.ipynb #2cd42989
+def _notes(gpu, memory, tokens):
+    "What was assumed"
+    size = GPUS[gpu][1] if gpu else psutil.virtual_memory().total / 1e9
+    fits = [f'{how} {"fits" if need < size else "does not fit"}'
+            for how, need in memory.loc['sum'].items()]
+    hours = 'Name a GPU (--gpu) to plan for it, and for its hours.'
+    if gpu:
+        hours = f'Hours at {UTILISATION:.0%} (assumed) of {GPUS[gpu][0]} TFLOP/s.'
+    return (f'{gpu or "this CPU"}, {size:.0f} GB: {", ".join(fits)}. {hours}\n{tokens}\nCached: '
+            'the teacher reads the rows once. Left out: attention scores, padding, held-out rows, '
+            'evaluation, passing buffers.')
+
+# %% ../nbs/21_plan.ipynb #c1fa0b4a
 def plan(
     experiment: Experiment,
     gpu: str = None,  # one of `GPUS`; None: a CPU
@@ -280,23 +363,13 @@ def plan(
     teacher, student = model_pair(experiment, bool(gpu))
     lengths, source = arm_lengths(experiment)
     models = pd.DataFrame(dict(teacher=parameters(teacher), student=parameters(student)))
-    peak, room = GPUS.get(gpu, (0, psutil.virtual_memory().total / 1e9))
     longest = max(x.longest for x in lengths.values())
     tokens = max(longest, min(KDConfig.micro_tokens, longest * experiment.batch_size))
     memory = memory_table(experiment, teacher, student, tokens, bool(gpu)) / 1e9
-    head, speed = teacher.get_output_embeddings().weight, peak * 1e12 * UTILISATION
-    arms = {arm: arm_costs(experiment, models, x, head, speed) for arm, x in lengths.items()}
-    notes = _notes(gpu, peak, room, memory, f'Tokens {source}. Activations of a micro-batch of '
-                   f'{tokens} tokens.')
+    head = teacher.get_output_embeddings().weight
+    speed = GPUS[gpu][0] * 1e12 * UTILISATION if gpu else 0
+    arms = {name: arm_costs(experiment, models, ARMS[name], x, head, speed)
+            for name, x in lengths.items()}
+    about = f'Tokens {source}. Activations of a micro-batch of {tokens} tokens.'
+    notes = _notes(gpu, memory, about)
     return Plan(models, memory.rename_axis('memory, GB', axis=1), pd.DataFrame(arms), notes)
-
-
-def _notes(gpu, peak, room, memory, tokens):
-    fits = [f'{how} {"fits" if need < room else "does not fit"}'
-            for how, need in memory.loc['sum'].items()]
-    hours = 'Name a GPU (--gpu) to plan for it, and for its hours.'
-    if gpu:
-        hours = f'Hours at {UTILISATION:.0%} (assumed) of {peak} TFLOP/s.'
-    return (f'{gpu or "this CPU"}, {room:.0f} GB: {", ".join(fits)}. {hours}\n{tokens}\nCached: '
-            'the teacher reads the rows once. Left out: attention scores, padding, held-out rows, '
-            'evaluation, passing buffers.')
