@@ -1,40 +1,67 @@
-"Every notebook shows something, uses each name it exports, and links to what is there."
-import ast, importlib, re
+"Every notebook shows something, links to what is there, and fits the width of a cell."
+import re
 from pathlib import Path
 
-import nbformat, pytest
+import nbformat
+import pytest
 
-NBS = Path(__file__).parent.parent/'nbs'
+ROOT = Path(__file__).parent.parent
+NBS = ROOT/'nbs'
 NOTEBOOKS = sorted([*NBS.glob('*.ipynb'), *NBS.glob('studies/*.ipynb')])
+MODULES = sorted(path for path in (ROOT/'cotkd').glob('*.py') if path.name != '_modidx.py')
+WIDTH = 100  # columns
+MACHINE = r'(/home|/root|/work|/Users|/tmp)/\w'  # begins a path that only one machine has
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda p: p.stem)
-def notebook(request): return nbformat.read(request.param, as_version=4)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
 
 
-def code(nb, exported): # the cells that go into the module, or the others
-    return [c for c in nb.cells if c.cell_type == 'code' and bool(re.match(r'#\s*\|\s*export', c.source)) == exported]
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == 'code']
 
 
-def outputs(nb): return [out for c in nb.cells if c.cell_type == 'code' for out in c.outputs]
+def outputs(notebook):
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+def wide(text):
+    return [line for line in text.splitlines() if len(line) > WIDTH]
 
 
 def test_something_is_shown(notebook):
-    kinds = {kind for out in outputs(notebook) for kind in out.get('data', {})}
+    kinds = {kind for output in outputs(notebook) for kind in output.get('data', {})}
     assert kinds & {'image/png', 'text/html'}, 'no figure and no table among the committed outputs'
 
 
 def test_outputs_are_presentable(notebook):
-    assert notebook.metadata.kernelspec.name == 'python3' # without it JupyterLab asks which kernel to use
-    for out in outputs(notebook):
-        assert out.output_type != 'error' and out.get('name') != 'stderr', out
-        text = str(out.get('text', '')) + str({k: v for k, v in out.get('data', {}).items() if k.startswith('text')})
-        assert not re.search(r'(/home|/root|/work|/Users|/tmp)/\w', text), f'a path of one machine: {text[:300]}'
+    # without a kernel's name JupyterLab asks which one to use
+    assert notebook.metadata.kernelspec.name == 'python3'
+    for output in outputs(notebook):
+        assert output.output_type != 'error' and output.get('name') != 'stderr', output
+        shown = output.get('data', {})
+        texts = [x for kind, x in shown.items() if kind.startswith('text')]
+        text = str(output.get('text', '')) + str(texts)
+        assert not re.search(MACHINE, text), f'a path of one machine: {text[:300]}'
 
 
 def test_links_lead_somewhere(notebook):
-    for c in notebook.cells:
-        if c.cell_type != 'markdown': continue
-        for link in re.findall(r'\]\((?!https?:|#|attachment:)([^)\s#]+)', c.source):
-            places = NBS, NBS.parent, NBS/'studies'
-            assert any((p/link).exists() for p in places), f'{link} in: {c.source[:200]}'
+    places = (NBS, ROOT, NBS/'studies')
+    for cell in notebook.cells:
+        if cell.cell_type != 'markdown':
+            continue
+        for link in re.findall(r'\]\((?!https?:|#|attachment:)([^)\s#]+)', cell.source):
+            assert any((place/link).exists() for place in places), f'{link}: {cell.source[:200]}'
+
+
+def test_code_fits_a_cell(notebook):
+    for cell in code_cells(notebook):
+        assert not wide(cell.source)
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
+def test_modules_fit_the_same_width(path):
+    "All but the list of public names, which nbdev wraps at 120"
+    text = path.read_text(encoding='utf-8')
+    assert not wide(re.sub(r'^__all__ = \[.*?\]$', '', text, flags=re.M | re.S))
