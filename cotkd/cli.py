@@ -174,7 +174,7 @@ def _rows(args):
     held_out = held_out.shuffle(seed=0).select(range(min(HELD_OUT, len(held_out))))
     return concatenate_datasets([rows, held_out]), len(held_out)
 
-# %% ../nbs/22_cli.ipynb #06b7584a
+# %% ../nbs/22_cli.ipynb #0e5bf655
 def _add_cache(parser):
     add_option(parser, '--teacher', 'hub id, directory, or toy-teacher', required=True)
     _add_rows(parser)
@@ -184,12 +184,14 @@ def _add_cache(parser):
 
 def _cache(args):
     from cotkd.cache import write_cache
+    from cotkd.names import model_identity
     shard = None
     if args.shard:
         i, slash, n = args.shard.partition('/')
         if not (i.isdigit() and slash and n.isdigit()):
             raise InputError(f'--shard {args.shard!r}: expected i/n, such as 1/4')
         shard = (int(i), int(n))
+    model_identity(args.teacher, args.trust_remote_code)  # is there such a model?
     rows = _rows(args)[0]
     write_cache(args.teacher, rows, args.out, _mode(args), shard, args.trust_remote_code)
 
@@ -240,7 +242,7 @@ def _config(args):
                          'leave one of them out')
     return take_fields(KDConfig, args, _TRAINING, ce_weight=share, trainer=args.trainer)
 
-# %% ../nbs/22_cli.ipynb #3aba6526
+# %% ../nbs/22_cli.ipynb #bc7960a8
 def _distill(args):
     from cotkd.distill import distill
     from cotkd.models import align_vocab, load_lm, load_tokenizer
@@ -248,11 +250,11 @@ def _distill(args):
     config = _config(args)
     needs_teacher = config.ce_weight < 1
     remote = args.trust_remote_code
-    tokenizer = load_tokenizer(args.teacher or args.student, remote)
-    vocab = align_vocab(tokenizer, load_tokenizer(args.student, remote))
     names = dict(student=args.student, data=args.data, start=model_identity(args.student, remote))
     if needs_teacher:
         names |= dict(teacher=args.teacher, teacher_id=model_identity(args.teacher, remote))
+    tokenizer = load_tokenizer(args.teacher or args.student, remote)
+    vocab = align_vocab(tokenizer, load_tokenizer(args.student, remote))
     rows, dev = _rows(args)
     teacher = _find_teacher(args, names['teacher_id']) if needs_teacher else None
     student = load_lm(args.student, trust_remote_code=remote)[0]

@@ -7,7 +7,7 @@ __all__ = ['load_config', 'load_tokenizer', 'load_lm', 'keep_layers', 'skeleton'
            'parameter_table', 'align_vocab', 'Head', 'read_head', 'check_head', 'packs', 'Sizes', 'count_parameters',
            'state_identity']
 
-# %% ../nbs/06_models.ipynb #cb46acb5
+# %% ../nbs/06_models.ipynb #5beb8a31
 import copy
 import hashlib
 import os
@@ -23,11 +23,13 @@ from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .files import InputError, only_one
-from .names import adapter_base, no_model, parse_name
+from .names import adapter_base, hub_answers, no_model, parse_name
 
-# %% ../nbs/06_models.ipynb #f0ee9585
+# %% ../nbs/06_models.ipynb #308e2f9a
 def _find(load, name, path, what, **settings):
     "What transformers loads from a path; InputError says what was expected there"
+    if not Path(path).is_dir():
+        settings['local_files_only'] = not hub_answers()
     try:
         return load(path, **settings)
     except (OSError, ValueError) as error:
@@ -44,13 +46,14 @@ def load_config(
     return _find(AutoConfig.from_pretrained, name, path, 'config',
                  trust_remote_code=trust_remote_code)
 
-
+# %% ../nbs/06_models.ipynb #57979bf0
 def load_tokenizer(
     name: str,  # as for `load_lm`
     trust_remote_code: bool = False,  # as for `load_lm`
 ):  # a fast tokenizer
     "Load the tokenizer of a model without the model; raises InputError where there is none"
-    path, base = parse_name(name).path, adapter_base(parse_name(name).path)
+    path = parse_name(name).path
+    base = adapter_base(path)
     if base and not (Path(path)/'tokenizer_config.json').exists():
         return load_tokenizer(base, trust_remote_code)
     return _find(AutoTokenizer.from_pretrained, name, path, 'tokenizer',
