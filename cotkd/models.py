@@ -59,7 +59,7 @@ def load_tokenizer(
     return _find(AutoTokenizer.from_pretrained, name, path, 'tokenizer',
                  trust_remote_code=trust_remote_code)
 
-# %% ../nbs/06_models.ipynb #1df72c65
+# %% ../nbs/06_models.ipynb #097bfa0c
 def _load_weights(name, path, dtype, trust_remote_code):
     model, info = _find(AutoModelForCausalLM.from_pretrained, name, path, 'model', dtype=dtype,
                         trust_remote_code=trust_remote_code, output_loading_info=True)
@@ -76,8 +76,8 @@ def _load_adapted(name, path, base, dtype, trust_remote_code):
     from peft import PeftModel  # only here: it takes seconds
     found = parse_name(base)
     model = _load_weights(base, found.path, dtype, trust_remote_code)
-    return _find(lambda path: PeftModel.from_pretrained(model, path), name, path,
-                 'adapter').merge_and_unload()
+    adapted = _find(lambda path: PeftModel.from_pretrained(model, path), name, path, 'adapter')
+    return adapted.merge_and_unload().requires_grad_(True)  # peft froze the base
 
 # %% ../nbs/06_models.ipynb #90b273dc
 def load_lm(
