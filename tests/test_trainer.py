@@ -1,0 +1,139 @@
+"One update: odd heads, padded vocabularies, a teacher from its cache, a training that stopped."
+import pytest
+import torch
+from training import TINY, equal, losses, make_trainer, tiny, toy_rows, toy_student, toy_teacher
+from transformers import (CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, Qwen2Config,
+                          TrainerCallback)
+
+from cotkd.cache import TeacherCache, write_cache
+from cotkd.files import InputError
+from cotkd.losses import kd_loss
+from cotkd.models import check_head, load_lm, read_head
+from cotkd.prompt import KDCollator, encode
+from cotkd.trainer import KDConfig
+
+SCALED = [CohereConfig(**TINY, logit_scale=.25), GraniteConfig(**TINY, logits_scaling=4.),
+          Gemma2Config(**TINY, head_dim=8, final_logit_softcapping=3.)]
+PAIRS = {
+    'qwen2, padded, tied': (
+        Qwen2Config(**TINY, vocab_size=152_064),
+        Qwen2Config(**TINY, vocab_size=151_936, tie_word_embeddings=True)),
+    'llama, untied': (
+        LlamaConfig(**TINY, vocab_size=2048),
+        LlamaConfig(**TINY, vocab_size=2048)),
+    'llama, tied': (
+        LlamaConfig(**TINY, vocab_size=2048),
+        LlamaConfig(**TINY, vocab_size=2112, tie_word_embeddings=True))}
+
+
+@pytest.fixture(scope='module')
+def rows():
+    return toy_rows()
+
+
+def loud(config, seed=0):
+    model = tiny(config, seed)
+    model.get_output_embeddings().weight.data *= 20
+    return model
+
+
+@pytest.mark.parametrize('config', SCALED, ids=lambda config: config.model_type)
+def test_scaled_and_capped_logits_are_those_of_the_model(config, rows, tmp_path):
+    tokenizer = load_lm('toy-teacher')[1]
+    config.vocab_size = len(tokenizer)
+    teacher = loud(config, 1)
+    trainer = make_trainer(loud(config), teacher, rows[:4], tmp_path, KDConfig(batch_size=4),
+                           max_steps=1)
+    trainer.train()
+    batch = KDCollator()([encode(row, tokenizer) for row in rows[:4]])
+    supervised = batch['labels'][:, 1:] != -100
+    with torch.no_grad():
+        z, t = [model(batch['input_ids']).logits[:, :-1] for model in (loud(config), teacher)]
+    assert losses(trainer)[0] == pytest.approx(kd_loss(z, t, supervised).item(), rel=1e-4)
+
+
+def test_a_model_with_another_head_is_refused():
+    from peft import LoraConfig, get_peft_model
+    odd = tiny(LlamaConfig(**TINY, vocab_size=64))
+    forward = odd.forward
+
+    def doubled(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        return type(out)(logits=out.logits * 2)
+
+    odd.forward = doubled
+    with pytest.raises(InputError, match='cannot be distilled'):
+        check_head(odd)
+    adapted = get_peft_model(tiny(LlamaConfig(**TINY, vocab_size=64)),
+                             LoraConfig(target_modules=['lm_head']))
+    with pytest.raises(InputError, match='plain linear'):
+        read_head(adapted)
+
+
+@pytest.mark.parametrize('name', list(PAIRS))
+def test_pairs_train_and_the_loss_falls(name, rows, tmp_path):
+    teacher, student = [tiny(config, seed) for seed, config in enumerate(PAIRS[name])]
+    trainer = make_trainer(student, teacher, rows[:8], tmp_path, max_steps=5)
+    trainer.train()
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert student(torch.tensor([[1, 2]])).logits.shape[1] == 2  # an ordinary model still
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.step
+
+
+def test_a_stopped_training_goes_on_exactly(rows, tmp_path):
+    "Five updates an epoch; it stops in the middle of the second"
+    def run(out, callbacks=None, resume=None):
+        trainer = make_trainer(toy_student(), toy_teacher(), rows, out, callbacks=callbacks,
+                               max_steps=15, save_strategy='steps', save_steps=7)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path/'whole')
+    run(tmp_path/'stopped', [StopAt(8)])
+    again = run(tmp_path/'stopped', resume=str(tmp_path/'stopped/checkpoint-7'))
+    assert losses(again)[-8:] == losses(whole)[-8:]
+    assert equal(again.model.student, whole.model.student)
+
+
+@pytest.mark.parametrize('config', [
+    KDConfig(batch_size=8), KDConfig(batch_size=8, rationale_weight=0.)],
+    ids=['all tokens', 'answers alone'])
+def test_cached_and_live_training_are_the_same(config, rows, tmp_path):
+    cache = TeacherCache(write_cache('toy-teacher', rows, tmp_path/'cache'))
+    found = []
+    for teacher in (toy_teacher(), cache):
+        trainer = make_trainer(toy_student(), teacher, rows, tmp_path, config, max_steps=20)
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_a_compiled_student_trains_the_same(rows, tmp_path):
+    "Traced, forward and backward; kernels take longer to build and say the same"
+    teacher, student = PAIRS['llama, untied']
+    found = []
+    for backend in (None, 'aot_eager'):
+        trainer = make_trainer(tiny(student, 1), tiny(teacher), rows[:8], tmp_path, max_steps=2,
+                               torch_compile=backend is not None, torch_compile_backend=backend)
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_wrong_arguments_are_refused(rows, tmp_path):
+    cache = TeacherCache(write_cache('toy-teacher', rows[:4], tmp_path/'cache'))
+    with pytest.raises(InputError, match='gradient_accumulation_steps is 2'):
+        make_trainer(toy_student(), toy_teacher(), rows, tmp_path, gradient_accumulation_steps=2)
+    with pytest.raises(InputError, match='4 rows to train on do not fill one update of 8'):
+        make_trainer(toy_student(), toy_teacher(), rows[:4], tmp_path)
+    with pytest.raises(InputError, match='40 rows, but a cache of 4'):
+        make_trainer(toy_student(), cache, rows, tmp_path)
+    with pytest.raises(InputError, match="'kl'"):
+        KDConfig(divergence='kl')
