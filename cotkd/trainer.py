@@ -119,7 +119,16 @@ def teacher_side(
     with torch.no_grad():
         return side_of(read_head(teacher), supervised_hidden(teacher, batch))
 
-# %% ../nbs/09_trainer.ipynb #ecee2c6b
+# %% ../nbs/09_trainer.ipynb #84b9330b
+@patch
+def activation_checkpointing_enable(
+    self: Distiller,
+    **settings,  # of `transformers`
+):
+    "`Trainer` asks for it where `gradient_checkpointing` is among its settings"
+    self.student.activation_checkpointing_enable(**settings)
+
+
 def _supervised(batch, *names):
     on = batch['labels'][:, 1:] != -100
     return [batch[name][:, 1:][on] for name in names]

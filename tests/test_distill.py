@@ -1,0 +1,208 @@
+"A whole training: killed anywhere, it ends in the same student; the best one is kept."
+import json
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from training import EIGHT, equal, toy_rows, toy_student, toy_teacher
+from transformers import TrainerCallback
+
+import cotkd.distill as module
+from cotkd.cache import TeacherCache, write_cache
+from cotkd.distill import distill, validate
+from cotkd.files import InputError
+from cotkd.models import load_lm
+from cotkd.trainer import KDConfig
+
+# a process that distils, and is killed at one update, or while that update's checkpoint is written
+KILLED = '''
+import json, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_distill import *
+from transformers import Trainer
+out, rank, step, moment = sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+save = Trainer._save_rng_state
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def save_and_die(self, folder):
+    if moment == 'saving' and self.state.global_step == step:
+        die()
+    save(self, folder)
+
+class Die(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if moment == 'update' and state.global_step == step:
+            die()
+
+Trainer._save_rng_state = save_and_die
+train(out, rank, [Die()])
+'''
+
+
+@pytest.fixture(scope='module')
+def rows():
+    return toy_rows()
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return load_lm('toy-teacher')[1]
+
+
+def train(out, rank=0, callbacks=()):
+    "Twenty updates, with a look at eight held-out rows and a checkpoint after every fourth"
+    trainer = dict(save_strategy='steps', save_steps=4, eval_steps=4, max_steps=20)
+    config = KDConfig(batch_size=8, lr=1e-3, lora_rank=rank, trainer=trainer)
+    return distill(toy_student(), toy_teacher(), load_lm('toy-teacher')[1], toy_rows(), out,
+                   config=config, dev=8, callbacks=callbacks)
+
+
+def record(out):
+    return json.loads((Path(out)/'distill.json').read_text())
+
+
+def same_student(a, b):
+    return equal(load_lm(a)[0], load_lm(b)[0])
+
+
+@pytest.mark.parametrize('rank, kills', [
+    (0, [(3, 'update'), (8, 'saving'), (13, 'update')]),
+    (4, [(8, 'saving'), (10, 'update')])], ids=['all weights', 'adapters'])
+def test_kills_leave_the_same_student(rank, kills, tmp_path):
+    train(tmp_path/'whole', rank)
+    for step, moment in kills:
+        command = [sys.executable, '-c', KILLED, os.path.dirname(__file__),
+                   str(tmp_path/'killed'), str(rank), str(step), moment]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+        assert 'cost' not in record(tmp_path/'killed')
+    train(tmp_path/'killed', rank)
+    assert same_student(tmp_path/'killed', tmp_path/'whole')
+    whole = record(tmp_path/'whole')
+    killed = record(tmp_path/'killed')
+    assert killed['validation'] == whole['validation']
+    assert killed['recipe'] == whole['recipe']
+    assert not list((tmp_path/'killed').glob('checkpoint-*'))
+
+
+def test_a_torn_checkpoint_is_passed_over(tokenizer, rows, tmp_path, monkeypatch):
+    train(tmp_path/'whole')
+    monkeypatch.setattr(module, '_finish', lambda *args: None)  # as if killed just before the end
+    train(tmp_path/'killed')
+    monkeypatch.undo()
+    newest = max((tmp_path/'killed').glob('checkpoint-*'), key=lambda p: int(p.name[11:]))
+    (newest/'trainer_state.json').write_text('{"torn')
+    train(tmp_path/'killed')
+    assert same_student(tmp_path/'killed', tmp_path/'whole')
+
+
+def test_another_training_is_refused(tokenizer, rows, tmp_path):
+    distill(toy_student(), toy_teacher(), tokenizer, rows[:16], tmp_path/'kd', config=EIGHT)
+    with pytest.raises(InputError, match='rows'):
+        distill(toy_student(), toy_teacher(), tokenizer, rows[1:17], tmp_path/'kd', config=EIGHT)
+    with pytest.raises(InputError, match='lr'):
+        distill(toy_student(), toy_teacher(), tokenizer, rows[:16], tmp_path/'kd',
+                config=KDConfig(batch_size=8, lr=5e-3))
+    with pytest.raises(InputError, match='leave some to train on'):
+        distill(toy_student(), toy_teacher(), tokenizer, rows[:8], tmp_path/'out', dev=8,
+                config=EIGHT)
+    assert not (tmp_path/'out').exists()  # so that a corrected call finds nothing in its way
+
+
+def test_adapters_are_trained_and_merged(tokenizer, rows, tmp_path):
+    distill(toy_student(), toy_teacher(), tokenizer, rows, tmp_path/'lora',
+            config=KDConfig(batch_size=8, lora_rank=4))
+    before = toy_student().state_dict()
+    after = load_lm(tmp_path/'lora')[0].state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all('_proj' in name for name in changed)  # neither norms nor embeddings nor head
+    assert not list((tmp_path/'lora').glob('adapter*'))
+
+
+def test_a_directory_of_adapters_is_a_student(tokenizer, rows, tmp_path):
+    "Merged on loading, all weights are trained; the base is not touched"
+    from peft import LoraConfig, get_peft_model
+    adapted = get_peft_model(toy_student(), LoraConfig(r=2, target_modules='all-linear',
+                                                       init_lora_weights=False))
+    adapted.peft_config['default'].base_model_name_or_path = 'toy-student'
+    adapted.save_pretrained(tmp_path/'adapters')
+    student = load_lm(tmp_path/'adapters')[0]
+    assert all(p.requires_grad for p in student.parameters())
+    assert not equal(student, toy_student())
+    distill(student, toy_teacher(), tokenizer, rows[:16], tmp_path/'out', config=EIGHT)
+    assert not same_student(tmp_path/'out', tmp_path/'adapters')
+
+
+def test_the_text_alone_needs_no_teacher(tokenizer, rows, tmp_path):
+    config = KDConfig(batch_size=8, lr=1e-3, ce_weight=1.)
+    cost = distill(toy_student(), None, tokenizer, rows, tmp_path/'sft', config=config, dev=8)
+    found = record(tmp_path/'sft')['validation']
+    assert cost['updates'] == 4
+    assert 'kl' not in found['best']
+    assert found['best']['nll'] < found['start']['nll']
+    with pytest.raises(InputError, match='no teacher'):
+        distill(toy_student(), None, tokenizer, rows, tmp_path/'kd', config=EIGHT)
+
+
+class Spoil(TrainerCallback):
+    "Shakes the student at update 11, so that it is never again as good as at update 8"
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 11:
+            with torch.no_grad():
+                for p in model.parameters():
+                    if p.requires_grad:
+                        p.add_(.3 * torch.randn_like(p))
+
+
+@pytest.mark.parametrize('rank', [0, 4], ids=['all weights', 'adapters'])
+def test_the_best_student_on_held_out_rows_is_kept(rank, tokenizer, rows, tmp_path):
+    train(tmp_path/'out', rank, [Spoil()])
+    said = record(tmp_path/'out')['validation']
+    assert [said[look]['step'] for look in ('start', 'best', 'last')] == [0, 8, 20]
+    assert said['best']['kl'] < min(said['start']['kl'], said['last']['kl'])
+    kept = validate(load_lm(tmp_path/'out')[0], toy_teacher(), tokenizer, rows[-8:])
+    best = {name: x for name, x in said['best'].items() if name != 'step'}
+    assert kept == pytest.approx(best, rel=1e-4)
+
+
+def test_a_cache_is_as_good_as_its_teacher(tokenizer, rows, tmp_path):
+    cache = TeacherCache(write_cache('toy-teacher', rows, tmp_path/'cache'))
+    for name, teacher in dict(live=toy_teacher(), cached=cache).items():
+        distill(toy_student(), teacher, tokenizer, rows, tmp_path/name, config=EIGHT, dev=8)
+    live, cached = [record(tmp_path/name)['validation'] for name in ('live', 'cached')]
+    assert cached['last'] == pytest.approx(live['last'], rel=1e-5)
+
+
+def test_settings_of_transformers_reach_the_trainer(tokenizer, rows, tmp_path):
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            self.seen = args.lr_scheduler_type
+
+    look = Look()
+    settings = dict(gradient_checkpointing=True, lr_scheduler_type='cosine')
+    distill(toy_student(), toy_teacher(), tokenizer, rows, tmp_path/'plain', config=EIGHT)
+    distill(toy_student(), toy_teacher(), tokenizer, rows, tmp_path/'out', callbacks=[look],
+            config=KDConfig(batch_size=8, trainer=settings))
+    assert look.seen == 'cosine'
+    plain, checkpointed = [load_lm(tmp_path/name)[0] for name in ('plain', 'out')]
+    for a, b in zip(plain.parameters(), checkpointed.parameters()):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_finished_trainer_leaves_nothing_in_memory(tokenizer, rows, tmp_path):
+    "The next student may need the memory at once"
+    student = toy_student()
+    weights = weakref.ref(student.lm_head.weight)
+    distill(student, toy_teacher(), tokenizer, rows[:8], tmp_path/'out', config=EIGHT)
+    del student
+    assert weights() is None
