@@ -268,7 +268,7 @@ def _record(job, trainer, student, encoded, recipe):
                  f'{metric}_last': looks['last'][metric]}
     return dict(recipe=recipe, cost=cost, validation=looks)
 
-# %% ../nbs/10_distill.ipynb #4c314aea
+# %% ../nbs/10_distill.ipynb #97b0098c
 def _finish(trainer, out, record):
     "The student (adapters merged into it), its log, and last the record that it is done"
     trainer.save_model(str(out))
@@ -284,14 +284,13 @@ def _finish(trainer, out, record):
     trainer.accelerator.wait_for_everyone()
 
 
-def _forget(trainer):
+def _free_memory():
     "A trainer refers to itself, and would keep its weights while the next one needs the memory"
-    trainer.model = trainer.model_wrapped = trainer.optimizer = None
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
-# %% ../nbs/10_distill.ipynb #fec2cded
+# %% ../nbs/10_distill.ipynb #89633063
 def _train(job, args, out, recipe, callbacks):
     "Encode, train, save; -> the cost"
     started = time.time()
@@ -314,10 +313,9 @@ def _train(job, args, out, recipe, callbacks):
     record = _record(job, trainer, student, encoded, recipe)
     record['cost']['seconds'] = round(time.time() - started, 1)
     _finish(trainer, out, record)
-    _forget(trainer)
     return record['cost']
 
-# %% ../nbs/10_distill.ipynb #8290efa3
+# %% ../nbs/10_distill.ipynb #f7015135
 def _carry_out(job, out, names, resume, callbacks):
     "What is still to be done of a job; -> the cost"
     args = check_job(job, out)
@@ -327,6 +325,7 @@ def _carry_out(job, out, names, resume, callbacks):
         cost = _take(out, recipe, resume)
         if cost is None:
             cost = _train(job, args, out, recipe, [_Bar(out.name), *callbacks])
+            _free_memory()
         processes().wait_for_everyone()
     return cost
 

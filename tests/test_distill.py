@@ -17,7 +17,7 @@ from cotkd.cache import TeacherCache, write_cache
 from cotkd.distill import distill, validate
 from cotkd.files import InputError
 from cotkd.models import load_lm
-from cotkd.trainer import KDConfig
+from cotkd.trainer import KDConfig, KDTrainer
 
 # a process that distils, and is killed at one update, or while that update's checkpoint is written
 KILLED = '''
@@ -199,10 +199,15 @@ def test_settings_of_transformers_reach_the_trainer(tokenizer, rows, tmp_path):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_a_finished_trainer_leaves_nothing_in_memory(tokenizer, rows, tmp_path):
-    "The next student may need the memory at once"
-    student = toy_student()
-    weights = weakref.ref(student.lm_head.weight)
-    distill(student, toy_teacher(), tokenizer, rows[:8], tmp_path/'out', config=EIGHT)
-    del student
-    assert weights() is None
+def test_a_finished_trainer_leaves_nothing_in_memory(tokenizer, rows, tmp_path, monkeypatch):
+    "The next student needs the memory at once"
+    seen = []
+
+    class Watched(KDTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            seen.append(weakref.ref(self))
+
+    monkeypatch.setattr(module, 'KDTrainer', Watched)
+    distill(toy_student(), toy_teacher(), tokenizer, rows[:8], tmp_path/'out', config=EIGHT)
+    assert seen[0]() is None
