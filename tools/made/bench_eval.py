@@ -1,83 +1,185 @@
-"""How fast are few-shot questions of BIG-Bench-Hard answered here, beside lm-evaluation-harness? In one process, with the same model, prompts,
-stop string and token limit; then both texts are compared, and where they part, the distance between the two tokens is looked at.
+"""How fast are few-shot questions of BIG-Bench-Hard answered, beside lm-evaluation-harness?
 
-    pip install -c constraints.txt -e ".[dev]"                                     # brings the harness
-    python tests/bench_eval.py --model DIR --bbh DIR                               # SmolLM2-135M, greedy, 3-shot, float32
+    pip install -c constraints.txt -e ".[dev]"                # brings the harness
+    python tools/made/bench_eval.py --model DIR --bbh DIR
+
+SmolLM2-135M, greedy, three examples, float32. In one process, with the same model, prompts, stop
+string and token limit; then both texts are compared, and where they part, the distance between the
+two likeliest tokens is looked at. With --json the figures are added to a file, such as
+cotkd/results/bench_eval.jsonl.
 """
-import argparse, json, platform, tempfile, time
-from pathlib import Path
+import argparse
+import json
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
 
-import pandas as pd, torch
+import pandas as pd
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from cotkd.bbh import STOPS, evaluate, few_shot_prompt, load_bbh, prediction_path, sample_rows
+from cotkd.bbh import SCORERS, Benchmark, bbh_benchmark
+from cotkd.evaluate import Asking, Subject, evaluate, sample_rows
 from cotkd.generate import shared_length
 from cotkd.models import load_lm
+from cotkd.names import model_identity
+from cotkd.records import read_predictions
 
-STOP = STOPS['official']['cot']
-
-
-def theirs(model, tokenizer, items, prompts, batch_size, args):
-    "Texts of the harness's own `generate_until` for Hugging Face models, all tasks in one call, as it runs them"
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    settings = dict(until=list(STOP), do_sample=False, max_gen_toks=args.max_new_tokens)
-    asked = [Instance(request_type='generate_until', doc={}, arguments=(p, settings), idx=i) for i, p in enumerate(prompts.values())]
-    return dict(zip(prompts, harness.generate_until(asked, disable_tqdm=True)))
+SHOTS = 3
+STOP = SCORERS['official'].stops['cot']
 
 
-def ours(model, tokenizer, items, prompts, batch_size, args):
+@dataclass
+class Setup:
+    "What both implementations are given"
+    model: object
+    tokenizer: object
+    benchmark: Benchmark
+    subject: Subject
+    items: int  # questions of each task
+    max_new_tokens: int
+    prompts: dict  # (task, row) -> text
+
+
+def make_setup(args):
+    model, tokenizer = load_lm(args.model)
+    benchmark = bbh_benchmark(args.bbh, args.tasks)
+    prompts = {}
+    for task, rows in benchmark.items.items():
+        for i in sample_rows(task, len(rows), args.items):
+            prompts[task, i] = benchmark.prompt(task, rows[i]['input'], shots=SHOTS)
+    subject = Subject('student', 'bench', model_identity(args.model))
+    return Setup(model, tokenizer, benchmark, subject, args.items, args.max_new_tokens, prompts)
+
+
+def ask_theirs(setup, batch_size):
+    "Texts of the harness's own `generate_until`, all tasks in one call, as it runs them"
+    harness = HFLM(pretrained=setup.model, tokenizer=setup.tokenizer, batch_size=batch_size)
+    settings = dict(until=list(STOP), do_sample=False, max_gen_toks=setup.max_new_tokens)
+    asked = [Instance(request_type='generate_until', doc={}, arguments=(prompt, settings), idx=i)
+             for i, prompt in enumerate(setup.prompts.values())]
+    return dict(zip(setup.prompts, harness.generate_until(asked, disable_tqdm=True)))
+
+
+def ask_ours(setup, batch_size):
     "Texts of `evaluate`, as `cotkd eval` runs it: files written, answers scored"
+    asking = Asking(shots=SHOTS, limit=setup.items, batch_size=batch_size,
+                    max_new_tokens=setup.max_new_tokens)
+    texts = {}
     with tempfile.TemporaryDirectory() as out:
-        results = evaluate(model, tokenizer, items, out=out, arm='student', model_name='bench', shots=3, limit=args.items, source=args.bbh,
-                           max_new_tokens=args.max_new_tokens, batch_size=batch_size, progress=False)
-        lines = {r['task']: map(json.loads, prediction_path(out, r).read_text().splitlines()) for r in results}
-        return {(task, line['index']): line['text'] for task in lines for line in lines[task]}
+        results = evaluate(setup.model, setup.tokenizer, setup.benchmark, setup.subject, asking,
+                           out=out, progress=False)
+        for row in results:
+            for i, line in read_predictions(out, row).items():
+                texts[row['task'], i] = line['text']
+    return texts
 
 
-def margin(model, tokenizer, prompt, a, b):
-    "Where two continuations of a prompt part: how many tokens in, and the distance of the two likeliest logits there"
-    read = lambda text: tokenizer(prompt + text)['input_ids']
-    rows = [read(a), read(b)]
-    at = next((i for i, (x, y) in enumerate(zip(*rows)) if x != y), min(map(len, rows)))
-    with torch.inference_mode(): top = model(torch.tensor([rows[0][:at]]), logits_to_keep=1).logits[0, -1].topk(2).values
-    return dict(tokens=at - len(read('')), margin=float(top[0] - top[1]))
+IMPLEMENTATIONS = {'cotkd': ask_ours, 'lm-evaluation-harness': ask_theirs}
+
+
+def margin(setup, prompt, ours, theirs):
+    "Where two texts part: how many tokens in, and the distance of the two likeliest logits there"
+    a = setup.tokenizer(prompt + ours)['input_ids']
+    b = setup.tokenizer(prompt + theirs)['input_ids']
+    before = len(setup.tokenizer(prompt)['input_ids'])
+    at = min(len(a), len(b))
+    for i, (x, y) in enumerate(zip(a, b)):
+        if x != y:
+            at = i
+            break
+    with torch.inference_mode():
+        logits = setup.model(torch.tensor([a[:at]]), logits_to_keep=1).logits[0, -1]
+    top = logits.topk(2).values
+    return dict(tokens=at - before, margin=float(top[0] - top[1]))
+
+
+def count_read(setup):
+    "Tokens of all prompts, as they are and with the shared part of each task read once"
+    by_task = {}
+    for (task, _), prompt in setup.prompts.items():
+        by_task.setdefault(task, []).append(setup.tokenizer(prompt)['input_ids'])
+    whole = once = 0
+    for rows in by_task.values():
+        tokens = sum(map(len, rows))
+        whole += tokens
+        once += tokens - shared_length(rows) * (len(rows) - 1)
+    print(f'{len(setup.prompts)} prompts of {whole:,} tokens; {once:,} with the shared part of '
+          f'each task read once: {whole / once:.1f} times fewer to read')
+    return {'cotkd': once, 'lm-evaluation-harness': whole}
+
+
+def measure(setup, name, batch_size):
+    "-> the texts of one implementation, and what it took"
+    start = time.perf_counter()
+    texts = IMPLEMENTATIONS[name](setup, batch_size)
+    seconds = time.perf_counter() - start
+    written = sum(len(setup.tokenizer(text)['input_ids']) for text in texts.values())
+    row = dict(what='eval', implementation=name, batch_size=batch_size, seconds=seconds,
+               items=len(setup.prompts), written_tokens=written)
+    print(row, flush=True)
+    return texts, row
+
+
+def compare(setup, texts, rows):
+    "Both at their fastest: how much faster, and which texts differ"
+    best = {}
+    for name in IMPLEMENTATIONS:
+        best[name] = min((row for row in rows if row['implementation'] == name),
+                         key=lambda row: row['seconds'])
+    ours, theirs = (texts[name, row['batch_size']] for name, row in best.items())
+    differ = []
+    for (task, i), prompt in setup.prompts.items():
+        both = (ours[task, i], theirs[task, i])
+        if both[0] != both[1]:
+            differ.append(dict(task=task, index=i, **margin(setup, prompt, *both)))
+    between = 0
+    for (name, _), found in texts.items():
+        if name == 'cotkd':
+            between += sum(found[key] != ours[key] for key in setup.prompts)
+    speedup = best['lm-evaluation-harness']['seconds'] / best['cotkd']['seconds']
+    return dict(what='comparison', items=len(setup.prompts), speedup=speedup,
+                identical=len(setup.prompts) - len(differ), differ=differ,
+                differ_between_our_batch_sizes=between)
+
+
+def read_options():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', required=True, help='directory of the model (SmolLM2-135M)')
+    parser.add_argument('--bbh', help='directory of BIG-Bench-Hard (default: COTKD_BBH)')
+    parser.add_argument('--tasks', default='date_understanding,navigate,web_of_lies')
+    parser.add_argument('--items', type=int, default=24, help='of each task')
+    parser.add_argument('--batch-sizes', type=int, nargs='+', default=[1, 8, 16])
+    parser.add_argument('--max-new-tokens', type=int, default=256)
+    parser.add_argument('--json', help='append the figures to this file')
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', required=True, help='directory of the model (SmolLM2-135M)')
-    parser.add_argument('--bbh', help='directory of BIG-Bench-Hard (default: COTKD_BBH)')
-    parser.add_argument('--tasks', default='date_understanding,navigate,web_of_lies'); parser.add_argument('--items', type=int, default=24, help='of each task')
-    parser.add_argument('--batch-sizes', type=int, nargs='+', default=[1, 8, 16]); parser.add_argument('--max-new-tokens', type=int, default=256)
-    parser.add_argument('--json', help='append the figures to this file, one JSON object a line')
-    args = parser.parse_args()
-    items = load_bbh(args.bbh, args.tasks)
-    prompts = {(t, i): few_shot_prompt(t, rows[i]['input'], source=args.bbh) for t, rows in items.items() for i in sample_rows(t, len(rows), args.items)}
-    model, tokenizer = load_lm(args.model)
-    model.eval()
-    ids = {t: [tokenizer(p)['input_ids'] for (task, _), p in prompts.items() if task == t] for t in items}
-    whole = sum(len(r) for rows in ids.values() for r in rows)
-    once = sum(sum(map(len, rows)) - shared_length(rows)*(len(rows) - 1) for rows in ids.values())
-    print(f'{len(prompts)} prompts of {whole:,} tokens; {once:,} with the shared part of each task read once: {whole/once:.1f} times fewer to read')
-    texts, rows = {}, []
+    args = read_options()
+    setup = make_setup(args)
+    read = count_read(setup)
+    about = dict(tasks=args.tasks, max_new_tokens=args.max_new_tokens,
+                 dtype=str(setup.model.dtype).removeprefix('torch.'),
+                 machine=f'{platform.machine()}, {torch.get_num_threads()} threads',
+                 torch=torch.__version__)
+    texts = {}
+    rows = []
     for size in args.batch_sizes:
-        for name, answer in [('cotkd', ours), ('lm-evaluation-harness', theirs)]:
-            start = time.perf_counter()
-            texts[name, size] = answer(model, tokenizer, items, prompts, size, args)
-            seconds, written = time.perf_counter() - start, sum(len(tokenizer(t)['input_ids']) for t in texts[name, size].values())
-            rows.append(dict(what='eval', implementation=name, batch_size=size, seconds=seconds, items=len(prompts), written_tokens=written, read_tokens=once if name == 'cotkd' else whole,
-                             tasks=args.tasks, max_new_tokens=args.max_new_tokens, dtype=str(model.dtype)[6:], machine=f'{platform.machine()}, {torch.get_num_threads()} threads', torch=torch.__version__))
-            print({k: rows[-1][k] for k in ('implementation', 'batch_size', 'seconds', 'written_tokens')}, flush=True)
-    best = {name: min((r for r in rows if r['implementation'] == name), key=lambda r: r['seconds']) for name in ('cotkd', 'lm-evaluation-harness')}
-    a, b = (texts[name, r['batch_size']] for name, r in best.items())
-    differ = {key: margin(model, tokenizer, prompts[key], a[key], b[key]) for key in prompts if a[key] != b[key]}
-    own = {size: sum(texts['cotkd', size][k] != a[k] for k in prompts) for size in args.batch_sizes}
-    rows.append(dict(what='comparison', items=len(prompts), speedup=best['lm-evaluation-harness']['seconds']/best['cotkd']['seconds'], identical=len(prompts) - len(differ),
-                     differ=[dict(task=t, index=i, **d) for (t, i), d in differ.items()], differ_between_our_batch_sizes=sum(own.values())))
-    print(pd.DataFrame(rows[:-1]).pivot(index='batch_size', columns='implementation', values='seconds').round(1).to_string(), rows[-1], sep='\n')
+        for name in IMPLEMENTATIONS:
+            texts[name, size], row = measure(setup, name, size)
+            rows.append(row | dict(read_tokens=read[name]) | about)
+    table = pd.DataFrame(rows).pivot(index='batch_size', columns='implementation',
+                                     values='seconds')
+    rows.append(compare(setup, texts, rows))
+    print(table.round(1).to_string(), rows[-1], sep='\n')
     if args.json:
-        with Path(args.json).open('a') as file: file.writelines(json.dumps(r) + '\n' for r in rows)
+        with open(args.json, 'a') as file:
+            file.writelines(json.dumps(row) + '\n' for row in rows)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()
