@@ -561,7 +561,7 @@ def plot_pair(
                         '95% interval, paired bootstrap.')
     return fig
 
-# %% ../nbs/18_figures.ipynb #5dd7fbc6
+# %% ../nbs/18_figures.ipynb #28a661d2
 def gains_explorer(
     results: pd.DataFrame,  # from `load_results`
 ):  # a widget
@@ -572,10 +572,8 @@ def gains_explorer(
     for arm in order_arms(results.arm):
         asked += [x for x in _asked_of(arm) if (x.arm, x.mode) in there]
     options = [(x.label, x) for x in asked]
-    sides = (asked[0], asked[-1])
-    for c in results_contrasts(results)[:1]:
-        sides = (c.a, c.b)
-    a, b = [ipywidgets.Dropdown(options=options, value=side) for side in sides]
+    c = results_contrasts(results)[0]
+    a, b = [ipywidgets.Dropdown(options=options, value=side) for side in (c.a, c.b)]
     tasks = [('all tasks', None)]
     tasks += [(task_label(task), task) for task in task_order(results.task)]
     menu = ipywidgets.Dropdown(options=tasks)

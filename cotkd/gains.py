@@ -75,10 +75,18 @@ def average_label(tasks, averages: dict) -> str:
     name, plural = named_average(tasks, averages), '' if len(tasks) == 1 else 's'
     return f'average of {len(tasks)} task{plural}' + (f' ({name})' if name else '')
 
-# %% ../nbs/17_gains.ipynb #61dc163b
+# %% ../nbs/17_gains.ipynb #6d772dbb
 MACRO = 'macro'  # stands for a task in the row of their average
 
 
+def _no_contrast(arms):
+    if len(arms) == 1:
+        return InputError(f'only the arm {arms[0]} has results, and a comparison needs two: '
+                          'has the run been stopped? Start it again to finish it')
+    return InputError(f'no contrast between the arms {", ".join(arms)}: name one, such as '
+                      'kd:kd_cot (--contrast A:B)')
+
+# %% ../nbs/17_gains.ipynb #7ecb031a
 def _from_base_student(results):
     "Where the table has no contrast: what each other arm gained over where it started"
     start = reference_arms(results.arm)[-1:]
@@ -90,9 +98,12 @@ def results_contrasts(
     results: pd.DataFrame,  # from `load_results`
     chosen=None,  # contrasts, as text or objects; None: those of the table of arms
 ) -> list:  # of `Contrast`; the first is the headline
-    "Which contrasts these results are asked about; InputError: an arm that is not there"
+    "Which contrasts these results are asked about; InputError: none, or an arm that is not there"
     if chosen is None:
-        return contrasts(results.arm.unique()) or _from_base_student(results)
+        found = contrasts(results.arm.unique()) or _from_base_student(results)
+        if not found:
+            raise _no_contrast(order_arms(results.arm))
+        return found
     chosen = [contrast(c) if isinstance(c, str) else c for c in chosen]
     for side in (side for c in chosen for side in (c.a, c.b)):
         if side.arm not in set(results.arm):
@@ -134,7 +145,7 @@ def _one_contrast(results, c, n_boot):
     table.loc[MACRO] = average_row(pairs, averages, n_boot)
     return table
 
-# %% ../nbs/17_gains.ipynb #1d1cec21
+# %% ../nbs/17_gains.ipynb #0b1eb605
 def gains_table(
     results: pd.DataFrame,  # from `load_results`
     chosen=None,  # contrasts; None: those of the table of arms
@@ -142,10 +153,6 @@ def gains_table(
 ) -> pd.DataFrame:  # rows (contrast, task), the last of each MACRO
     "n, seeds, a, b (percent), delta, low, high (points), p, p_mcnemar, p_holm, seed_sd"
     tables = {str(c): _one_contrast(results, c, n_boot) for c in results_contrasts(results, chosen)}
-    if not tables:
-        arms = ', '.join(order_arms(results.arm))
-        raise InputError(f'no contrast between the arms {arms}: name one, such as kd:kd_cot '
-                         '(--contrast A:B)')
     return pd.concat(tables, names=['contrast', 'task'])
 
 # %% ../nbs/17_gains.ipynb #1e8cfb09
