@@ -134,12 +134,12 @@ def ask(
                          f'kd_cot@direct with one of the prompts {", ".join(MODES)}')
     return Asked(arm, mode)
 
-# %% ../nbs/04_arms.ipynb #f8c2b1a1
+# %% ../nbs/04_arms.ipynb #7b29c85e
 @dataclass(frozen=True)
 class Contrast:
     "How much better is b than a, on the same questions?"
-    a: Asked
-    b: Asked
+    a: Asked  # where it starts
+    b: Asked  # the gain is b - a
 
     def __str__(self):
         return f'{self.a}:{self.b}'

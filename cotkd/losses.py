@@ -264,13 +264,13 @@ def _project(side, rows, out):
     if side.bias is not None:
         out += side.bias
 
-# %% ../nbs/07_losses.ipynb #5b71769f
+# %% ../nbs/07_losses.ipynb #7b4350b4
 @dataclass
 class Gradients:
-    "Of the student's hidden states (N, H), head (V, H) and bias (V,); None: not wanted"
-    hidden: torch.Tensor
-    head: torch.Tensor
-    bias: torch.Tensor
+    "Of the student's side of the loss; None: not wanted"
+    hidden: torch.Tensor  # (N, H)
+    head: torch.Tensor  # (V, H)
+    bias: torch.Tensor  # (V,)
 
     @property
     def wanted(self):

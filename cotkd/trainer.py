@@ -72,7 +72,7 @@ def _check_config(config):
         if not 0 < getattr(config, name) < float('inf'):
             raise InputError(f'{name} is {getattr(config, name)}: expected more than 0')
 
-# %% ../nbs/09_trainer.ipynb #f54cb23a
+# %% ../nbs/09_trainer.ipynb #f83fcbfc
 class Distiller(torch.nn.Module):
     "A student whose forward pass is its loss: mean over the supervised tokens of a batch, nats"
 
@@ -88,10 +88,6 @@ class Distiller(torch.nn.Module):
         self.vocab = vocab
         self.objective = config.objective
         self.known = (teacher,)  # in a tuple: no part of this module
-
-    @property
-    def config(self):  # `Trainer` asks for it
-        return self.student.config
 
     def forward(
         self,
@@ -119,7 +115,19 @@ def teacher_side(
     with torch.no_grad():
         return side_of(read_head(teacher), supervised_hidden(teacher, batch))
 
-# %% ../nbs/09_trainer.ipynb #84b9330b
+# %% ../nbs/09_trainer.ipynb #384398d5
+@patch(as_prop=True)
+def config(self: Distiller):
+    "`Trainer` asks for it"
+    return self.student.config
+
+
+@patch(as_prop=True)
+def _no_split_modules(self: Distiller):
+    "FSDP asks which layers it shards one by one"
+    return self.student._no_split_modules
+
+
 @patch
 def activation_checkpointing_enable(
     self: Distiller,
@@ -128,7 +136,7 @@ def activation_checkpointing_enable(
     "`Trainer` asks for it where `gradient_checkpointing` is among its settings"
     self.student.activation_checkpointing_enable(**settings)
 
-
+# %% ../nbs/09_trainer.ipynb #ecee2c6b
 def _supervised(batch, *names):
     on = batch['labels'][:, 1:] != -100
     return [batch[name][:, 1:][on] for name in names]

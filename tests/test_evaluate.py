@@ -1,12 +1,12 @@
 "Asking a model: every answer finds its question; stopped anywhere, it ends in the same files."
 import os
-import subprocess
-import sys
+import signal
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import finish, launch
 
 from cotkd import generate
 from cotkd.bbh import Benchmark, bbh_benchmark, toy_benchmark
@@ -255,25 +255,6 @@ def test_a_benchmark_of_ones_own(student, tmp_path):
 
 # several processes
 
-PROCESS = '''
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-from test_evaluate import *
-killed_after, batches = int(sys.argv[3]), []
-
-def counted(*args, on_batch, **kwargs):
-    def count(*answers):
-        on_batch(*answers)
-        batches.append(answers)
-        if os.environ['RANK'] == '1' and len(batches) == killed_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return generate_batch(*args, on_batch=count, **kwargs)
-
-generate.generate_batch = counted
-two_ways(Path(sys.argv[2]))
-'''
-
-
 def two_ways(out):
     "Greedy, and sampled"
     benchmark = toy_benchmark(12)
@@ -287,26 +268,28 @@ def two_ways(out):
     return found
 
 
-def in_two_processes(out, killed_after=0):
-    "Did both come to the end?"
-    script = out.parent/'process.py'
-    script.write_text(PROCESS)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone',
-               '--nproc_per_node', '2', str(script), str(Path(__file__).parent), str(out),
-               str(killed_after)]
-    done = subprocess.run(command, capture_output=True, text=True,
-                          env=dict(os.environ, OMP_NUM_THREADS='1'))
-    if not killed_after:
-        assert done.returncode == 0, done.stderr[-3000:]
-    return done.returncode == 0
+def two_ways_or_die(out, killed_after='0'):
+    "The second process is killed in the midst of its answers, after so many batches"
+    batches = []
+
+    def counted(*args, on_batch, **kwargs):
+        def count(*answers):
+            on_batch(*answers)
+            batches.append(answers)
+            if os.environ['RANK'] == '1' and len(batches) == int(killed_after):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return generate_batch(*args, on_batch=count, **kwargs)
+
+    generate.generate_batch = counted
+    two_ways(Path(out))
 
 
 def test_two_processes_leave_the_files_of_one(tmp_path):
     "Killed in the second evaluation, and continued by one"
     whole = two_ways(tmp_path/'whole')
-    assert in_two_processes(tmp_path/'two')
+    finish(two_ways_or_die, 2, tmp_path/'two')
     assert contents(tmp_path/'two') == contents(tmp_path/'whole')
-    assert not in_two_processes(tmp_path/'killed', killed_after=5)
+    assert launch(two_ways_or_die, 2, tmp_path/'killed', 5).returncode
     assert len(read_results(tmp_path/'killed')) == 2
     assert two_ways(tmp_path/'killed') == whole
     assert contents(tmp_path/'killed') == contents(tmp_path/'whole')

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import finish
 
 from cotkd import experiment, figures
 from cotkd.arms import ARMS, Arm
@@ -455,25 +456,18 @@ def test_configure_knows_every_kind_of_setting():
 
 # --- several processes
 
-BOTH = """import os, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_experiment import TINY, TWO, experiment, replace, run
-experiment.draw = lambda out, questions: (out/f"drawn-{os.environ['RANK']}").write_text('')
-run(replace(TINY, arms='kd_cot', rows=16, epochs=2., max_new_tokens=4), sys.argv[2], TWO)
-"""
+def run_in_both(out):
+    def draw(out, questions):
+        (out/f"drawn-{os.environ['RANK']}").write_text('')
+
+    experiment.draw = draw
+    run(replace(TINY, arms='kd_cot', rows=16, epochs=2., max_new_tokens=4), out, TWO)
 
 
 def test_a_run_in_two_processes(tmp_path):
     "Cache, training and questions are shared; what is said and drawn comes from one of them"
-    program = tmp_path/'program.py'
-    program.write_text(BOTH)
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2',
-              '--standalone', str(program), str(Path(__file__).parent), str(tmp_path/'run')]
-    done = subprocess.run(launch, capture_output=True, text=True,
-                          env=os.environ | dict(OMP_NUM_THREADS='1'))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count('16 rows to train on') == 1
+    said = finish(run_in_both, 2, tmp_path/'run')
+    assert said.count('16 rows to train on') == 1
     assert [path.name for path in (tmp_path/'run').glob('drawn-*')] == ['drawn-0']
     results = load_results(tmp_path/'run')
     assert len(results) == 3 * 2 * 2 and set(results.n) == {1, 2}

@@ -41,7 +41,7 @@ def plain_code(match):
 def signatures(cell):
     "In the documentation of a name: nbdev's links that stand in code are text again"
     for out in cell.get('outputs', []):
-        data = out.data
+        data = out.get('data', {})
         if 'text/markdown' not in data:
             continue
         text = ''.join(data['text/markdown']).replace('*Call self as a function.*', '')

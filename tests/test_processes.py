@@ -1,0 +1,146 @@
+"Training in two processes: copies of a student, shards of a student, the command line"
+import json
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from processes import finish
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from training import losses, make_trainer, toy_rows, toy_student, toy_teacher
+
+from cotkd.cache import TeacherCache, write_cache
+from cotkd.cli import main
+from cotkd.files import read_json
+from cotkd.losses import fused_loss
+from cotkd.models import load_lm
+from cotkd.prompt import KDCollator, encode
+from cotkd.trainer import Distiller, KDConfig
+
+UPDATES = 10
+ROWS_OF_UPDATE = 8
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    "Of the rows that all processes read"
+    return write_cache('toy-teacher', toy_rows(), tmp_path_factory.mktemp('rows')/'cache')
+
+
+# --- a copy of the student in each process
+
+def train_live_and_cached(cache, out):
+    "Losses of the updates, and of the held-out rows, under both kinds of teacher"
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    config = KDConfig(batch_size=ROWS_OF_UPDATE // world, micro_tokens=250)
+    seen = {}
+    for name, teacher in dict(live=toy_teacher(), cached=TeacherCache(cache)).items():
+        trainer = make_trainer(toy_student(), teacher, toy_rows(), 'out', config,
+                               max_steps=UPDATES, dev=5)
+        trainer.train()
+        seen[name] = dict(losses=losses(trainer), held_out=trainer.evaluate())
+    if trainer.is_world_process_zero():
+        torch.save(seen, out)
+
+
+def test_two_processes_do_the_same_as_one(cache, tmp_path):
+    train_live_and_cached(cache, tmp_path/'one')
+    finish(train_live_and_cached, 2, cache, tmp_path/'two')
+    one, two = torch.load(tmp_path/'one'), torch.load(tmp_path/'two')
+    for teacher in ('live', 'cached'):
+        a, b = one[teacher], two[teacher]
+        assert len(a['losses']) == UPDATES
+        assert b['losses'] == pytest.approx(a['losses'], rel=1e-5)
+        # of a few tokens, after all updates
+        assert b['held_out'] == pytest.approx(a['held_out'], rel=1e-4)
+    assert one['cached']['losses'] == pytest.approx(one['live']['losses'], rel=1e-5)
+
+
+# --- shards of the student in each process
+
+def read_update(update, encoded, teacher, share, rank):
+    "What this process has of an update: every share-th row"
+    first = update * ROWS_OF_UPDATE
+    places = [i % len(encoded) for i in range(first, first + ROWS_OF_UPDATE)][rank::share]
+    rows = [encoded[i] for i in places]
+    if isinstance(teacher, TeacherCache):
+        rows = [dict(row, teacher_hidden=teacher[i]) for row, i in zip(rows, places)]
+    return KDCollator()(rows)
+
+
+def learn(distiller, encoded, share=1):
+    "Losses of plain updates, without any trainer; gradients are averaged over `share` processes"
+    rank = dist.get_rank() if share > 1 else 0
+    optimizer = torch.optim.AdamW(distiller.student.parameters(), lr=1e-3)
+    found = []
+    for update in range(UPDATES):
+        batch = read_update(update, encoded, distiller.known[0], share, rank)
+        mine = batch['weights'][:, 1:].sum()
+        tokens = mine.clone()
+        if share > 1:
+            dist.all_reduce(tokens)
+        loss = distiller(batch) * mine / tokens
+        optimizer.zero_grad()
+        (loss * share).backward()
+        optimizer.step()
+        whole = loss.detach().clone()
+        if share > 1:
+            dist.all_reduce(whole)
+        found.append(whole.item())
+    return found
+
+
+def shard(distiller):
+    "As `accelerate` does: the layers that the student names, then what is left"
+    layers = [module for module in distiller.modules()
+              if type(module).__name__ in distiller._no_split_modules]
+    assert len(layers) == distiller.config.num_hidden_layers
+    for layer in layers:
+        fully_shard(layer)
+    fully_shard(distiller)
+    assert all(isinstance(p, DTensor) for p in distiller.parameters())
+    return distiller
+
+
+def train_in_shards(cache):
+    "Under `fully_shard`, tied and untied, the losses are those of one process"
+    dist.init_process_group('gloo')
+    tokenizer = load_lm('toy-teacher')[1]
+    encoded = [encode(row, tokenizer) for row in toy_rows()]
+
+    def distiller(teacher, tied):
+        student = toy_student()
+        if tied:
+            student.lm_head.weight = student.model.embed_tokens.weight
+        return Distiller(student, teacher, len(tokenizer))
+
+    for tied in (False, True):
+        for teacher in (toy_teacher(), TeacherCache(cache)):
+            one = learn(distiller(teacher, tied), encoded)
+            two = learn(shard(distiller(teacher, tied)), encoded, share=2)
+            assert one[-1] < one[0]
+            assert two == pytest.approx(one, rel=1e-5)
+    dist.destroy_process_group()
+
+
+def test_shards_give_the_same_losses(cache):
+    finish(train_in_shards, 2, cache)
+
+
+# --- the command line
+
+def distil(rows, out):
+    assert not main(['distill', '--teacher', 'toy-teacher', '--student', 'toy-student',
+                     '--data', rows, '--rationales', '--out', out, '--lr', '1e-3'])
+
+
+def test_the_command_line(tmp_path):
+    rows, out = tmp_path/'rows.jsonl', tmp_path/'out'
+    rows.write_text(''.join(json.dumps(row) + '\n' for row in toy_rows()))
+    finish(distil, 2, rows, out)
+    # 40 rows, 8 at a time over both
+    assert read_json(out/'distill.json')['cost']['updates'] == 5
+    written = (out/'model.safetensors').stat().st_mtime_ns
+    distil(str(rows), str(out))  # there is nothing left to do
+    assert (out/'model.safetensors').stat().st_mtime_ns == written
