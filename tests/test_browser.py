@@ -8,12 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+import nbformat
 import pytest
 from browser import check_page, faint_texts
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import TimeoutError
 from test_report import QUESTIONS, TASKS, write_run
 
 from cotkd.records import simulated_results
@@ -21,11 +25,22 @@ from cotkd.report import write_report
 
 NOTEBOOKS = {  # and the labels of the widgets that are moved in each
     'index': [],
-    'nbs/02_data': ['task', 'row'],
     'nbs/07_losses': ['divergence', 'temperature'],
-    'nbs/11_lens': ['token', 'example'],
-    'nbs/18_figures': ['task'],
+    'widgets': ['row', 'token', 'example', 'b'],
 }
+WIDGETS = (  # of other notebooks, which `nbdev_test` has run: each with the least that it needs
+    """from datasets import Dataset
+from cotkd.data import browse
+from cotkd.toy import make_toy
+rows = Dataset.from_list(make_toy(['navigate', 'web_of_lies'], 4, seed=1))
+browse(rows)""",
+    """from cotkd.lens import token_lens
+from cotkd.models import load_lm
+teacher, tokenizer = load_lm('toy-teacher')
+token_lens(rows, tokenizer, teacher, {'before': load_lm('toy-student')[0]})""",
+    """from cotkd.figures import gains_explorer
+from cotkd.records import packaged_results
+gains_explorer(packaged_results('toy_bbh'))""")
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
     # cells off the screen are in the page too
@@ -102,9 +117,15 @@ def test_report_prints_on_white_with_every_answer(report, page, shoot):
 
 # --- JupyterLab
 
+def widgets_notebook():
+    kernel = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
+    return new_notebook(cells=[new_code_cell(source) for source in WIDGETS], metadata=kernel)
+
+
 def copy_notebooks(home):
     shutil.copytree(ROOT/'nbs', home/'files/nbs', symlinks=True)
     shutil.copy(ROOT/'index.ipynb', home/'files')
+    nbformat.write(widgets_notebook(), home/'files/widgets.ipynb')
     for name, values in SETTINGS.items():
         file = home/f'settings/@jupyterlab/{name}.jupyterlab-settings'
         file.parent.mkdir(parents=True)
@@ -158,8 +179,9 @@ def lab(chromium, tmp_path_factory):
         server.wait(60)
 
 
-ERROR = '[data-mime-type="application/vnd.jupyter.error"]'
-HAS_RUN = f"""() => document.querySelector('{ERROR}')
+STDERR = '[data-mime-type="application/vnd.jupyter.stderr"]'
+HAS_RUN = f"""() =>
+    [...document.querySelectorAll('{STDERR}')].some(e => e.innerText.includes('Traceback'))
     || document.querySelector('#jp-main-statusbar').innerText.includes('| Idle')
     && [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
         .every(p => /\\[\\d+\\]/.test(p.textContent))"""
@@ -172,23 +194,32 @@ SHOWN = """cell => [...cell.querySelectorAll(
 def wait_until_run(page):
     "Wait for an idle kernel and a number before every cell, or for the first error"
     page.wait_for_function(HAS_RUN, polling=250)
-    errors = page.locator(ERROR).all_inner_texts()
+    errors = page.locator(STDERR, has_text='Traceback').all_inner_texts()
     assert not errors, errors[0]
 
 
-def move(page, label):
-    "Next entry of the menu, or a push of the slider, of this label: its cell shows something else"
-    text = page.locator('.widget-label', has_text=re.compile(f'^{label}$'))
-    control = page.locator('.widget-inline-hbox', has=text).first
-    cell = page.locator('.jp-CodeCell', has=control)
-    before = cell.evaluate(SHOWN)
+def push(control):
+    "Next entry of a menu, or next value of a slider"
     menu = control.locator('select')
     if menu.count():
         menu.select_option(index=menu.evaluate('m => (m.selectedIndex + 1) % m.length'))
     else:
         control.locator('.noUi-handle').press('ArrowRight')
-    page.wait_for_function(f'([cell, before]) => ![before, ""].includes(({SHOWN})(cell))',
-                           arg=[cell.element_handle(), before], polling=250)
+
+
+def move(page, label):
+    "Push the control of this label until its cell shows something else"
+    text = page.locator('.widget-label', has_text=re.compile(f'^{label}$'))
+    control = page.locator('.widget-inline-hbox', has=text).first
+    cell = page.locator('.jp-CodeCell', has=control)
+    before = cell.evaluate(SHOWN)
+    for _ in range(6):  # what is pushed before the kernel's first word arrives, that word undoes
+        push(control)
+        with suppress(TimeoutError):
+            return page.wait_for_function(
+                f'([cell, before]) => ![before, ""].includes(({SHOWN})(cell))', timeout=5_000,
+                arg=[cell.element_handle(), before], polling=250)
+    raise AssertionError(f'{label!r} was pushed six times, and nothing changed')
 
 
 @pytest.fixture(params=NOTEBOOKS)
@@ -207,11 +238,12 @@ def notebook(lab, page, shoot, request):
         urlopen(end).close()
 
 
-def committed(notebook):
+def committed(name):
     "How many code cells there are, and figures among their outputs"
-    found = json.loads((ROOT/f'{notebook}.ipynb').read_text())['cells']
-    code = [cell for cell in found if cell['cell_type'] == 'code']
-    outputs = [output for cell in code for output in cell['outputs']]
+    if name == 'widgets':
+        return len(WIDGETS), 0
+    code = [c for c in nbformat.read(ROOT/f'{name}.ipynb', 4).cells if c.cell_type == 'code']
+    outputs = [output for cell in code for output in cell.outputs]
     return len(code), sum('image/png' in output.get('data', {}) for output in outputs)
 
 

@@ -1,35 +1,15 @@
 "A cache of a teacher: whole or missing, never of something else, and as good as the teacher."
-import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
+from processes import call, finish
 
+import cotkd.cache as cache_module
 from cotkd.cache import TeacherCache, fingerprint, write_cache
 from cotkd.files import InputError
 from cotkd.models import load_lm
 from cotkd.toy import make_toy
-
-# a process that writes a cache of small files, and is killed after so many of them
-WRITER = '''
-import json, os, signal, sys
-import cotkd.cache as cache
-rows, out, last = json.load(open(sys.argv[1])), sys.argv[2], int(sys.argv[3])
-cache.FILE_BYTES = 1 << 13
-save, written = cache._save, []
-
-def save_and_die(*args):
-    save(*args)
-    written.append(args)
-    if len(written) == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-cache._save = save_and_die
-cache.write_cache('toy-teacher', rows, out)
-'''
-
 
 @pytest.fixture(scope='module')
 def rows():
@@ -41,10 +21,19 @@ def tokenizer():
     return load_lm('toy-teacher')[1]
 
 
-def write_and_die(rows_file, out, last):
-    "-> how the process ended; `last`: files it writes before it is killed, 0: it is not"
-    command = [sys.executable, '-c', WRITER, str(rows_file), str(out), str(last)]
-    return subprocess.run(command, capture_output=True).returncode
+def write(rows, out, last=0):
+    "Small files; the process is killed after so many of them, 0: it is not"
+    save, written = cache_module._save, []
+
+    def save_and_die(*args):
+        save(*args)
+        written.append(args)
+        if len(written) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    cache_module.FILE_BYTES = 1 << 13
+    cache_module._save = save_and_die
+    write_cache('toy-teacher', rows, out)
 
 
 def content(folder):
@@ -52,14 +41,12 @@ def content(folder):
 
 
 def test_kills_leave_the_same_cache(rows, tmp_path):
-    file = tmp_path/'rows.json'
-    file.write_text(json.dumps(rows))
-    assert write_and_die(file, tmp_path/'whole', 0) == 0
+    finish(write, rows, tmp_path/'whole')
     for last in (1, 4):
-        assert write_and_die(file, tmp_path/'killed', last) == -signal.SIGKILL
+        assert call(write, rows, tmp_path/'killed', last).codes == [-signal.SIGKILL]
         with pytest.raises(InputError, match='finish it'):
             TeacherCache(tmp_path/'killed')
-    assert write_and_die(file, tmp_path/'killed', 0) == 0
+    finish(write, rows, tmp_path/'killed')
     assert content(tmp_path/'killed') == content(tmp_path/'whole')
     assert len(content(tmp_path/'whole')) > 9
 

@@ -2,15 +2,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from processes import call
 from training import EIGHT, equal, toy_rows, toy_student, toy_teacher
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 import cotkd.distill as module
 from cotkd.cache import TeacherCache, write_cache
@@ -18,33 +17,6 @@ from cotkd.distill import distill, validate
 from cotkd.files import InputError
 from cotkd.models import load_lm
 from cotkd.trainer import KDConfig, KDTrainer
-
-# a process that distils, and is killed at one update, or while that update's checkpoint is written
-KILLED = '''
-import json, os, signal, sys
-sys.path.insert(0, sys.argv[1])
-from test_distill import *
-from transformers import Trainer
-out, rank, step, moment = sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-save = Trainer._save_rng_state
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def save_and_die(self, folder):
-    if moment == 'saving' and self.state.global_step == step:
-        die()
-    save(self, folder)
-
-class Die(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if moment == 'update' and state.global_step == step:
-            die()
-
-Trainer._save_rng_state = save_and_die
-train(out, rank, [Die()])
-'''
-
 
 @pytest.fixture(scope='module')
 def rows():
@@ -57,8 +29,8 @@ def tokenizer():
 
 
 def train(out, rank=0, callbacks=()):
-    "Twenty updates, with a look at eight held-out rows and a checkpoint after every fourth"
-    trainer = dict(save_strategy='steps', save_steps=4, eval_steps=4, max_steps=20)
+    "Twelve updates, with a look at eight held-out rows and a checkpoint after every third"
+    trainer = dict(save_strategy='steps', save_steps=3, eval_steps=3, max_steps=12)
     config = KDConfig(batch_size=8, lr=1e-3, lora_rank=rank, trainer=trainer)
     return distill(toy_student(), toy_teacher(), load_lm('toy-teacher')[1], toy_rows(), out,
                    config=config, dev=8, callbacks=callbacks)
@@ -72,35 +44,66 @@ def same_student(a, b):
     return equal(load_lm(a)[0], load_lm(b)[0])
 
 
+class Die(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_and_die(out, rank, step, moment):
+    "At one update, or while that update's checkpoint is written"
+    if moment == 'update':
+        return train(out, rank, [Die(step)])
+    save = Trainer._save_rng_state
+
+    def save_and_die(self, folder):
+        if self.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(self, folder)
+
+    Trainer._save_rng_state = save_and_die
+    train(out, rank)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "Rank -> a training that nobody stopped"
+    folder = tmp_path_factory.mktemp('whole')
+
+    def whole(rank):
+        train(folder/f'{rank}', rank)  # a finished one returns at once
+        return folder/f'{rank}'
+
+    return whole
+
+
 @pytest.mark.parametrize('rank, kills', [
-    (0, [(3, 'update'), (8, 'saving'), (13, 'update')]),
-    (4, [(8, 'saving'), (10, 'update')])], ids=['all weights', 'adapters'])
-def test_kills_leave_the_same_student(rank, kills, tmp_path):
-    train(tmp_path/'whole', rank)
+    (0, [(2, 'update'), (6, 'saving'), (8, 'update')]),
+    (4, [(6, 'saving'), (7, 'update')])], ids=['all weights', 'adapters'])
+def test_kills_leave_the_same_student(rank, kills, whole, tmp_path):
     for step, moment in kills:
-        command = [sys.executable, '-c', KILLED, os.path.dirname(__file__),
-                   str(tmp_path/'killed'), str(rank), str(step), moment]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+        ended = call(train_and_die, tmp_path/'killed', rank, step, moment)
+        assert ended.codes == [-signal.SIGKILL], ended.said[-3000:]
         assert 'cost' not in record(tmp_path/'killed')
     train(tmp_path/'killed', rank)
-    assert same_student(tmp_path/'killed', tmp_path/'whole')
-    whole = record(tmp_path/'whole')
-    killed = record(tmp_path/'killed')
-    assert killed['validation'] == whole['validation']
-    assert killed['recipe'] == whole['recipe']
+    assert same_student(tmp_path/'killed', whole(rank))
+    wanted, killed = record(whole(rank)), record(tmp_path/'killed')
+    assert killed['validation'] == wanted['validation']
+    assert killed['recipe'] == wanted['recipe']
     assert not list((tmp_path/'killed').glob('checkpoint-*'))
 
 
-def test_a_torn_checkpoint_is_passed_over(tokenizer, rows, tmp_path, monkeypatch):
-    train(tmp_path/'whole')
+def test_a_torn_checkpoint_is_passed_over(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(module, '_finish', lambda *args: None)  # as if killed just before the end
     train(tmp_path/'killed')
     monkeypatch.undo()
     newest = max((tmp_path/'killed').glob('checkpoint-*'), key=lambda p: int(p.name[11:]))
     (newest/'trainer_state.json').write_text('{"torn')
     train(tmp_path/'killed')
-    assert same_student(tmp_path/'killed', tmp_path/'whole')
+    assert same_student(tmp_path/'killed', whole(0))
 
 
 def test_another_training_is_refused(tokenizer, rows, tmp_path):
@@ -154,10 +157,10 @@ def test_the_text_alone_needs_no_teacher(tokenizer, rows, tmp_path):
 
 
 class Spoil(TrainerCallback):
-    "Shakes the student at update 11, so that it is never again as good as at update 8"
+    "Shakes the student at update 7, so that it is never again as good as at update 6"
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step == 11:
+        if state.global_step == 7:
             with torch.no_grad():
                 for p in model.parameters():
                     if p.requires_grad:
@@ -168,7 +171,7 @@ class Spoil(TrainerCallback):
 def test_the_best_student_on_held_out_rows_is_kept(rank, tokenizer, rows, tmp_path):
     train(tmp_path/'out', rank, [Spoil()])
     said = record(tmp_path/'out')['validation']
-    assert [said[look]['step'] for look in ('start', 'best', 'last')] == [0, 8, 20]
+    assert [said[look]['step'] for look in ('start', 'best', 'last')] == [0, 6, 12]
     assert said['best']['kl'] < min(said['start']['kl'], said['last']['kl'])
     kept = validate(load_lm(tmp_path/'out')[0], toy_teacher(), tokenizer, rows[-8:])
     best = {name: x for name, x in said['best'].items() if name != 'step'}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import finish, launch
+from processes import call, finish
 
 from cotkd import generate
 from cotkd.bbh import Benchmark, bbh_benchmark, toy_benchmark
@@ -268,7 +268,7 @@ def two_ways(out):
     return found
 
 
-def two_ways_or_die(out, killed_after='0'):
+def two_ways_or_die(out, killed_after=0):
     "The second process is killed in the midst of its answers, after so many batches"
     batches = []
 
@@ -276,20 +276,20 @@ def two_ways_or_die(out, killed_after='0'):
         def count(*answers):
             on_batch(*answers)
             batches.append(answers)
-            if os.environ['RANK'] == '1' and len(batches) == int(killed_after):
+            if os.environ['RANK'] == '1' and len(batches) == killed_after:
                 os.kill(os.getpid(), signal.SIGKILL)
         return generate_batch(*args, on_batch=count, **kwargs)
 
     generate.generate_batch = counted
-    two_ways(Path(out))
+    two_ways(out)
 
 
 def test_two_processes_leave_the_files_of_one(tmp_path):
     "Killed in the second evaluation, and continued by one"
     whole = two_ways(tmp_path/'whole')
-    finish(two_ways_or_die, 2, tmp_path/'two')
+    finish(two_ways_or_die, tmp_path/'two', processes=2)
     assert contents(tmp_path/'two') == contents(tmp_path/'whole')
-    assert launch(two_ways_or_die, 2, tmp_path/'killed', 5).returncode
+    assert any(call(two_ways_or_die, tmp_path/'killed', 5, processes=2).codes)
     assert len(read_results(tmp_path/'killed')) == 2
     assert two_ways(tmp_path/'killed') == whole
     assert contents(tmp_path/'killed') == contents(tmp_path/'whole')

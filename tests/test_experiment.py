@@ -2,7 +2,6 @@
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import finish
+from processes import SERVER, finish
 
 from cotkd import experiment, figures
 from cotkd.arms import ARMS, Arm
@@ -374,11 +373,15 @@ def test_a_killed_run_continues_to_the_same_results(unbroken, tmp_path, drawn, m
     assert not missing(Run(SFT, tmp_path/'run', TWO, 1, {}, find_identities(SFT)))
 
 
+def run_sft(out):
+    run(SFT, out, TWO)
+
+
 def test_a_process_that_is_killed_for_good(unbroken, tmp_path, drawn):
     "While the first student is trained"
     out = tmp_path/'run'
-    victim = multiprocessing.get_context('fork').Process(target=run, args=(SFT, out, TWO))
-    victim.start()  # forked, so it need not import all libraries again
+    victim = SERVER.Process(target=run_sft, args=(out,))
+    victim.start()
     while not (out/'models/sft-0/distill.json').exists() and victim.is_alive():
         time.sleep(.005)
     victim.kill()
@@ -466,7 +469,7 @@ def run_in_both(out):
 
 def test_a_run_in_two_processes(tmp_path):
     "Cache, training and questions are shared; what is said and drawn comes from one of them"
-    said = finish(run_in_both, 2, tmp_path/'run')
+    said = finish(run_in_both, tmp_path/'run', processes=2)
     assert said.count('16 rows to train on') == 1
     assert [path.name for path in (tmp_path/'run').glob('drawn-*')] == ['drawn-0']
     results = load_results(tmp_path/'run')

@@ -1,6 +1,8 @@
 "Training in two processes: copies of a student, shards of a student, the command line"
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from cotkd.models import load_lm
 from cotkd.prompt import KDCollator, encode
 from cotkd.trainer import Distiller, KDConfig
 
-UPDATES = 10
+UPDATES = 6
 ROWS_OF_UPDATE = 8
 
 
@@ -46,7 +48,7 @@ def train_live_and_cached(cache, out):
 
 def test_two_processes_do_the_same_as_one(cache, tmp_path):
     train_live_and_cached(cache, tmp_path/'one')
-    finish(train_live_and_cached, 2, cache, tmp_path/'two')
+    finish(train_live_and_cached, cache, tmp_path/'two', processes=2)
     one, two = torch.load(tmp_path/'one'), torch.load(tmp_path/'two')
     for teacher in ('live', 'cached'):
         a, b = one[teacher], two[teacher]
@@ -125,22 +127,22 @@ def train_in_shards(cache):
 
 
 def test_shards_give_the_same_losses(cache):
-    finish(train_in_shards, 2, cache)
+    finish(train_in_shards, cache, processes=2)
 
 
 # --- the command line
 
-def distil(rows, out):
-    assert not main(['distill', '--teacher', 'toy-teacher', '--student', 'toy-student',
-                     '--data', rows, '--rationales', '--out', out, '--lr', '1e-3'])
-
-
-def test_the_command_line(tmp_path):
+def test_the_command_line_under_torchrun(tmp_path):
     rows, out = tmp_path/'rows.jsonl', tmp_path/'out'
     rows.write_text(''.join(json.dumps(row) + '\n' for row in toy_rows()))
-    finish(distil, 2, rows, out)
+    distil = ['distill', '--teacher', 'toy-teacher', '--student', 'toy-student', '--data', str(rows),
+              '--rationales', '--out', str(out), '--lr', '1e-3']
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node',
+                '2', '--no-python', 'cotkd']
+    done = subprocess.run([*torchrun, *distil], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     # 40 rows, 8 at a time over both
     assert read_json(out/'distill.json')['cost']['updates'] == 5
     written = (out/'model.safetensors').stat().st_mtime_ns
-    distil(str(rows), str(out))  # there is nothing left to do
+    assert not main(distil)  # there is nothing left to do
     assert (out/'model.safetensors').stat().st_mtime_ns == written
