@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RATIONALES', 'ARMS', 'cross_entropy_share', 'Arm', 'find_arm', 'order_arms', 'reference_arms', 'choose_arms', 'Asked',
-           'ask', 'Contrast', 'contrast', 'contrasts']
+           'find_asked', 'Contrast', 'contrast', 'contrasts']
 
 # %% ../nbs/04_arms.ipynb #310ac25b
 import difflib
@@ -63,8 +63,8 @@ class Arm:
     def mode(self) -> str:  # how its rows are laid out (`format_example`)
         return 'direct' if self.rationale == 'none' else 'cot'
 
-# %% ../nbs/04_arms.ipynb #3bb1a2e5
-_ARMS = (
+# %% ../nbs/04_arms.ipynb #2fd80676
+ARMS = {arm.name: arm for arm in (  # in the order of figures
     Arm('teacher', 'Teacher', loss='none', colour='0.5'),
     Arm('student', 'Base student', loss='none', colour='0.5'),
     Arm('kd', 'KD', rationale='none', asked='direct', colour='#de8f05'),
@@ -72,8 +72,7 @@ _ARMS = (
     Arm('sft', 'SFT', rationale='none', loss='sft', asked='direct', against=('kd',),
         colour='#d55e00'),
     Arm('sft_cot', 'SFT+CoT', loss='sft', against=('sft', 'kd_cot'), colour='#029e73'),
-)
-ARMS = {arm.name: arm for arm in _ARMS}  # in the order of figures
+)}
 
 # %% ../nbs/04_arms.ipynb #53186418
 def find_arm(
@@ -122,8 +121,8 @@ class Asked:
     def label(self) -> str:
         return f'{find_arm(self.arm).label}, {MODES[self.mode]}'
 
-# %% ../nbs/04_arms.ipynb #e2dd2278
-def ask(
+# %% ../nbs/04_arms.ipynb #0fba1d37
+def find_asked(
     text: str,  # "kd", or "kd@cot"
 ) -> Asked:
     "An arm under its own prompt, or under the one that is named; InputError: unknown prompt"
@@ -134,7 +133,7 @@ def ask(
                          f'kd_cot@direct with one of the prompts {", ".join(MODES)}')
     return Asked(arm, mode)
 
-# %% ../nbs/04_arms.ipynb #7b29c85e
+# %% ../nbs/04_arms.ipynb #3341136a
 @dataclass(frozen=True)
 class Contrast:
     "How much better is b than a, on the same questions?"
@@ -158,7 +157,7 @@ def contrast(
     sides = text.split(':')
     if len(sides) != 2 or not all(sides) or sides[0] == sides[1]:
         raise InputError(f'contrast {text!r}: expected two different arms, such as kd:kd_cot')
-    return Contrast(ask(sides[0]), ask(sides[1]))
+    return Contrast(find_asked(sides[0]), find_asked(sides[1]))
 
 # %% ../nbs/04_arms.ipynb #ff6d9f79
 def contrasts(

@@ -10,7 +10,7 @@ __all__ = ['NLP', 'ALGORITHMIC', 'GROUPS', 'BBH_TASKS', 'BBH_COUNTS', 'AVERAGES'
            'extract_answer', 'is_correct', 'read_shots', 'answers_only', 'add_examples', 'few_shot_prompt', 'Benchmark',
            'find_benchmark', 'bbh_benchmark', 'toy_benchmark']
 
-# %% ../nbs/13_bbh.ipynb #863da3d7
+# %% ../nbs/13_bbh.ipynb #4eb067a5
 import difflib
 import hashlib
 import json
@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+
+from fastcore.basics import patch
 
 from .files import InputError
 from .prompt import MODES, cut, format_example
@@ -375,6 +377,12 @@ class Benchmark:
         if shots != text.count('\n\nQ: '):
             raise _wrong_shots(self, shots, text.count('\n\nQ: '))
         return add_examples(text, question, mode)
+
+# %% ../nbs/13_bbh.ipynb #53b85e4c
+@patch(as_prop=True)
+def scorer(self: Benchmark) -> str:  # name
+    "What `run` scores by: the first rule of its own, or the official one"
+    return self.scorers[0].name if self.scorers else 'official'
 
 # %% ../nbs/13_bbh.ipynb #d2a9b552
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (

@@ -87,10 +87,10 @@ def training_arguments(
     settings |= _validated(metric) if metric else dict(save_steps=100)
     return TrainingArguments(str(out), **settings | config.trainer)
 
-# %% ../nbs/10_distill.ipynb #614c8ad6
+# %% ../nbs/10_distill.ipynb #f0e95c5a
 @dataclass
 class Job:
-    "One training: what comes out of it depends on nothing else"
+    "One training"
     student: object  # the model to train
     teacher: object  # the model to learn from, its `TeacherCache`, or None
     tokenizer: object  # the one both use
@@ -107,10 +107,7 @@ class Job:
             return None
         return 'nll' if self.teacher is None else 'kl'
 
-# %% ../nbs/10_distill.ipynb #d597203c
-_NO_PART = ('micro_tokens', 'trainer')  # of the recipe: memory; and that one needs care
-
-
+# %% ../nbs/10_distill.ipynb #b9a95878
 def _teacher_id(teacher):
     if isinstance(teacher, TeacherCache):
         return teacher.fingerprint['teacher']
@@ -122,12 +119,13 @@ def recipe_of(
     names: dict,  # what the models and the data are called; teacher_id, start: identities
 ) -> dict:
     "What decides which student comes out, part by part"
-    settings = {k: v for k, v in asdict(job.config).items() if k not in _NO_PART}
+    settings = dict(vars(job.config))
+    del settings['micro_tokens']  # only memory depends on it
     divergence = job.config.divergence
     if callable(divergence):
         settings['divergence'] = f'{divergence.__module__}.{divergence.__qualname__}'
     recipe = settings | text_id(job.tokenizer, job.rows, job.mode)
-    recipe |= dict(trainer=job.config.trainer, dev=job.dev)
+    recipe |= dict(dev=job.dev, vocab=job.vocab)
     identities = dict(teacher_id=names.get('teacher_id') or _teacher_id(job.teacher),
                       start=names.get('start') or state_identity(job.student))
     return recipe | names | identities
@@ -268,16 +266,15 @@ def _record(job, trainer, student, encoded, recipe):
                  f'{metric}_last': looks['last'][metric]}
     return dict(recipe=recipe, cost=cost, validation=looks)
 
-# %% ../nbs/10_distill.ipynb #97b0098c
+# %% ../nbs/10_distill.ipynb #cb378e94
 def _finish(trainer, out, record):
     "The student (adapters merged into it), its log, and last the record that it is done"
-    trainer.save_model(str(out))
+    if not trainer.config.lora_rank:
+        trainer.save_model(str(out))  # in every process: of shards, each has a part
     if trainer.is_world_process_zero():
-        student = trainer.model.student
         if trainer.config.lora_rank:
-            student.merge_and_unload().save_pretrained(str(out))
-            for adapter in out.glob('adapter_*'):
-                adapter.unlink()
+            trainer.model.student.merge_and_unload().save_pretrained(str(out))
+            trainer.processing_class.save_pretrained(str(out))
         write_lines(out/'log.jsonl', log_lines(trainer.state.log_history))
         write_json(out/'distill.json', record)
         _remove_checkpoints(out)

@@ -184,10 +184,11 @@ def choose_benchmark(
             benchmark.prompt(task, items[0]['input'], mode, experiment.shots)
     return benchmark
 
-# %% ../nbs/20_experiment.ipynb #cceb28f6
+# %% ../nbs/20_experiment.ipynb #f629783a
 def askings(
     experiment: Experiment,
     arm,  # an `Arm`
+    scorer: str = 'official',  # of the benchmark
 ) -> list:  # of `Asking`, one for each prompt
     "How the answers of an arm are found: under its own prompt, and on a sample under the other"
     found = []
@@ -196,8 +197,8 @@ def askings(
         if mode != arm.asked:
             limits.append(experiment.other_prompt)
         found.append(Asking(
-            mode=mode, shots=experiment.shots, temperature=experiment.sampling_temperature,
-            limit=min(limits, default=None),
+            mode=mode, shots=experiment.shots, scorer=scorer,
+            temperature=experiment.sampling_temperature, limit=min(limits, default=None),
             skip_long=True,  # they are counted in the results, and are the same for all arms
             max_new_tokens=experiment.max_new_tokens if mode == 'cot' else None))
     return found
@@ -478,12 +479,12 @@ def subject_of(run: Run, member: Member) -> Subject:
         start = run.identities['student']
     return Subject(member.arm.name, member.name, weights, start, member.seed)
 
-# %% ../nbs/20_experiment.ipynb #e6288b72
+# %% ../nbs/20_experiment.ipynb #0860f1e6
 def unasked(run: Run, member: Member) -> list:
     "(asking, tasks) that have no result yet"
     subject = subject_of(run, member)
     found = []
-    for asking in askings(run.experiment, member.arm):
+    for asking in askings(run.experiment, member.arm, run.benchmark.scorer):
         tasks = [*run.benchmark.items]
         if subject.weights:
             tasks = unfinished(run.benchmark, subject, asking, run.out)

@@ -7,7 +7,7 @@ __all__ = ['colour_of', 'new_figure', 'save_figure', 'benchmark_of', 'grouped_ta
            'write_heading', 'write_title', 'Panel', 'plot_gains', 'plot_tasks', 'plot_accuracies', 'plot_pair',
            'gains_explorer']
 
-# %% ../nbs/18_figures.ipynb #9f03c98f
+# %% ../nbs/18_figures.ipynb #76c0e3df
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
 
-from .arms import Asked, Contrast, ask, contrast, find_arm, order_arms, reference_arms
+from .arms import Asked, Contrast, contrast, find_arm, find_asked, order_arms
+from .arms import reference_arms
 from .bbh import find_benchmark
 from .files import replacing
 from .gains import (MACRO, accuracies, accuracy_table, arm_interval, average_label,
@@ -132,7 +133,7 @@ def label_rows(
     ax.grid(axis='x', color='0.5', alpha=.2)
     ax.tick_params(axis='y', pad=9)
 
-# %% ../nbs/18_figures.ipynb #f013d3ea
+# %% ../nbs/18_figures.ipynb #25bcd6ac
 def _side_style(asked, filled):
     colour = colour_of(asked.arm)
     if filled:
@@ -144,7 +145,7 @@ def _references(results):
     "Models that were not trained, under their own prompt, with their marks"
     found = {}
     for arm, mark in zip(reference_arms(results.arm), _GREY_MARKS):
-        found[ask(arm)] = dict(mark, color='0.5', mfc='0.5')
+        found[find_asked(arm)] = dict(mark, color='0.5', mfc='0.5')
     return found
 
 
@@ -536,11 +537,11 @@ def _share_bars(ax, pairs, a, b):
         ax.barh(name, share, color=colour)
         ax.text(share + 1, name, format_percent(share), va='center')
 
-# %% ../nbs/18_figures.ipynb #38511c79
+# %% ../nbs/18_figures.ipynb #7118859a
 def plot_pair(
     results: pd.DataFrame,
-    a: Asked = ask('kd'),  # an arm and its prompt
-    b: Asked = ask('kd_cot'),  # the arm to compare with it
+    a: Asked = find_asked('kd'),  # an arm and its prompt
+    b: Asked = find_asked('kd_cot'),  # the arm to compare with it
     task: str = None,  # one of them; None: all
 ) -> plt.Figure:
     "On how many questions are two arms both right, both wrong, or only one of them right?"

@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'headline', 'tag', 'note', 'html_table', 'picture', 'arms_ta
            'answer_table', 'save_answers', 'load_answers', 'error_table', 'plot_errors', 'length_bins', 'writers',
            'plot_lengths', 'pick_examples', 'side_by_side', 'cost_table', 'limits', 'write_report']
 
-# %% ../nbs/19_report.ipynb #9d62a7ae
+# %% ../nbs/19_report.ipynb #5c1d007b
 import base64
 import io
 import json
@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .arms import Asked, ask, contrast, find_arm, order_arms, reference_arms
+from .arms import Asked, contrast, find_arm, find_asked, order_arms, reference_arms
 from .bbh import find_benchmark
 from .figures import colour_of, new_figure, plot_gains, write_title
 from .files import InputError, read_json, write_text
@@ -195,7 +195,7 @@ def load_answers(
     rows = rows.explode(['index', 'words', 'kind'], ignore_index=True)
     return rows.astype(dict(index=int, words=int))
 
-# %% ../nbs/19_report.ipynb #0673d33f
+# %% ../nbs/19_report.ipynb #2da0fbf4
 def _count_as_right(answers, kind):
     "Results in which answers of this kind count as the right ones"
     items = np.where(answers.kind == kind, '1', '0')
@@ -213,7 +213,7 @@ def error_table(
     rows = {}
     for kind in KINDS.values():
         counted = _count_as_right(answers, kind)
-        shares = {arm: arm_interval(counted, ask(arm))['delta'] for arm in _own(answers)}
+        shares = {arm: arm_interval(counted, find_asked(arm))['delta'] for arm in _own(answers)}
         table = gains_table(counted, results_contrasts(counted, chosen)[:1])
         rows[kind] = shares | table.iloc[-1][['n', 'delta', 'low', 'high']].to_dict()
     return pd.DataFrame.from_dict(rows, orient='index')

@@ -257,9 +257,9 @@ def shares(
     padding = [0.] * (most - len(batches))
     return [*(weights / total * self.accelerator.num_processes), *padding]
 
-# %% ../nbs/09_trainer.ipynb #94977b72
+# %% ../nbs/09_trainer.ipynb #90a071e9
 class StudentTrainer(UpdateTrainer):
-    "Saves and loads the student of a `Distiller`, and nothing else"
+    "The weights that it saves and loads are those of the student in a `Distiller`"
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:

@@ -16,7 +16,7 @@ from processes import SERVER, finish
 
 from cotkd import experiment, figures
 from cotkd.arms import ARMS, Arm
-from cotkd.bbh import toy_benchmark
+from cotkd.bbh import OFFICIAL_STOPS, Scorer, toy_benchmark
 from cotkd.cli import main
 from cotkd.experiment import PRESETS, Run, check_names, choose_benchmark, find_identities, missing
 from cotkd.experiment import configure, run, sample_fitting
@@ -110,7 +110,8 @@ def texts_of(figure):
 
 
 def test_an_arm_of_ones_own(tmp_path, monkeypatch):
-    "A line in the table: it is trained, asked, compared, drawn and reported"
+    "A line in the table: it is trained, asked, compared, drawn and reported; so is an own scorer"
+    loose = Scorer('loose', OFFICIAL_STOPS, equal=lambda answer, target: target in answer)
     mixed = Arm('mixed', 'Half KD', loss='kd+0.5ce', against=('kd',))
     monkeypatch.setitem(ARMS, 'mixed', mixed)
     plot, seen = figures.plot_gains, []
@@ -121,8 +122,10 @@ def test_an_arm_of_ones_own(tmp_path, monkeypatch):
         return figure
 
     monkeypatch.setattr(figures, 'plot_gains', watched)
-    report = run(replace(TINY, arms='kd,mixed'), tmp_path/'run', TWO)
+    benchmark = replace(TWO, scorers=(loose,))
+    report = run(replace(TINY, arms='kd,mixed'), tmp_path/'run', benchmark)
     results = load_results(tmp_path/'run')
+    assert set(results.scorer) == {'loose'}
     assert len(results[results.arm == 'mixed']) == 4
     page = report.read_text()
     assert 'Half KD' in page and 'KD → Half KD' in page and 'Half KD' in seen[0]

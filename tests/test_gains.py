@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from cotkd.arms import ARMS, Arm, ask, contrast
+from cotkd.arms import ARMS, Arm, contrast, find_asked
 from cotkd.bbh import ALGORITHMIC, AVERAGES, BBH_TASKS, NLP
 from cotkd.figures import gains_explorer, plot_accuracies, plot_gains, plot_pair, plot_tasks
 from cotkd.files import InputError
@@ -62,8 +62,8 @@ def test_figures_can_be_read(tasks):
     results = results.assign(temperature=.2, chat=True)
     assert_readable(plot_gains(results))
     other = results.assign(scorer='lm-eval')
-    assert_readable(plot_accuracies(results, ask('kd_cot'), other=other))
-    assert_readable(plot_pair(results, ask('student'), ask('kd_cot'), tasks[0]))
+    assert_readable(plot_accuracies(results, find_asked('kd_cot'), other=other))
+    assert_readable(plot_pair(results, find_asked('student'), find_asked('kd_cot'), tasks[0]))
 
 
 def test_six_arms_and_four_contrasts_can_be_read():
@@ -133,7 +133,7 @@ def test_an_average_counts_only_finished_tasks(whole):
 
 @pytest.mark.parametrize('asked', ['teacher', 'kd', 'kd_cot@direct'])
 def test_accuracies(whole, asked):
-    table = accuracy_table(whole, ask(asked))
+    table = accuracy_table(whole, find_asked(asked))
     tasks = table.drop([*AVERAGES])
     named = aggregate(tasks.percent.to_dict())
     assert table.percent[:5].to_dict() == pytest.approx(named)
@@ -141,7 +141,7 @@ def test_accuracies(whole, asked):
                                                        tasks.n[ALGORITHMIC].sum()]
     for t, r in tasks.iterrows():
         assert (r.low, r.high) == pytest.approx(wilson(r.percent * r.n / 100, r.n))
-    alone = arm_interval(whole[whole.task.isin(NLP)], ask(asked))
+    alone = arm_interval(whole[whole.task.isin(NLP)], find_asked(asked))
     got = list(table.loc['nlp_12', ['low', 'high']])
     assert got == pytest.approx([alone['low'], alone['high']], abs=1)
 
@@ -149,7 +149,7 @@ def test_accuracies(whole, asked):
 def test_accuracies_show_both_scorers(whole):
     none = whole['items'].str.replace('1', '0')
     other = whole.assign(scorer='lm-eval', items=none, correct=0)
-    fig = plot_accuracies(whole, ask('teacher'), other=other)
+    fig = plot_accuracies(whole, find_asked('teacher'), other=other)
     filled, hollow = (line for line in fig.axes[0].lines if line.get_marker() in ('o', 's'))
     assert filled.get_ydata().tolist() == hollow.get_ydata().tolist()
     assert set(hollow.get_xdata()[:5]) == {0}
@@ -158,7 +158,7 @@ def test_accuracies_show_both_scorers(whole):
 
 def test_accuracies_of_an_arm_that_is_not_there(whole):
     with pytest.raises(InputError, match="no answers of 'Teacher, step by step'.*KD, step by step"):
-        plot_accuracies(whole[whole.arm == 'kd'], ask('teacher'))
+        plot_accuracies(whole[whole.arm == 'kd'], find_asked('teacher'))
     with pytest.raises(InputError, match='mix temperature'):
         gains_table(whole.assign(temperature=[0, .2] * (len(whole) // 2)))
 
@@ -186,7 +186,7 @@ def test_explorer_draws_what_the_menus_say():
     menus = {w.description: w for w in widget.children if hasattr(w, 'options')}
     assert not any('Base student' in label for label, _ in menus['a'].options)
     assert [label for label, _ in menus['task'].options] == ['all tasks', 'navigate', 'snarks']
-    fig = plot_pair(results, ask('teacher@direct'), ask('teacher'), 'snarks')
+    fig = plot_pair(results, find_asked('teacher@direct'), find_asked('teacher'), 'snarks')
     title = fig.axes[0].get_title(loc='left')
     assert 'snarks: Teacher, step by step − Teacher, direct' in title
 
