@@ -136,10 +136,12 @@ DESIGNS = dict(equal=([.4] * 3, [.5] * 3, .7, [100] * 3), uneven=(SPREAD, SPREAD
 @pytest.mark.parametrize("design", DESIGNS)
 def test_interval_covers_the_truth(design):
     low, high, agreement, sizes = DESIGNS[design]
-    truth, rng = 100 * np.mean(np.subtract(high, low)), np.random.default_rng(20_000)
-    studies = [paired_bootstrap(*study(rng, low, high, agreement, sizes), n_boot=1000) for _ in range(2000)]
+    truth = 100 * np.mean(np.subtract(high, low))
+    rng = np.random.default_rng(20_000)
+    studies = [paired_bootstrap(*study(rng, low, high, agreement, sizes), n_boot=1000)
+               for _ in range(1000)]
     covered = np.mean([s["low"] <= truth <= s["high"] for s in studies])
-    assert .93 <= covered <= .97, covered # 2,000 studies leave ±1 point of their own
+    assert .93 <= covered <= .97, covered  # 1,000 studies leave ±1.4 points of their own
 
 
 @pytest.mark.parametrize("power", [.5, .8])
