@@ -1,4 +1,4 @@
-"Where the test data is, and the rule that a skipped test is a failure where the data has to be there."
+"Where the test data is, and the rule that a skipped test is a failure where it has to be there."
 import os
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from playwright.sync_api import sync_playwright
 
 
 def _directory(variable, what):
-    if not (folder := os.environ.get(variable)): pytest.skip(f'{variable} is not set; it is the directory of {what}')
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f'{variable} is not set; it is the directory of {what}')
     return Path(folder)
 
 
@@ -26,10 +28,14 @@ def bbh_dir():
     return _directory('COTKD_BBH', 'BIG-Bench-Hard (tasks/ and cot-prompts/)')
 
 
-@pytest.fixture(scope='module')  # not longer: the event loop that comes with it would be in the way of other modules
+# not for longer than a module: the event loop that comes with it would be in the way of others
+@pytest.fixture(scope='module')
 def chromium():
     "The installed Chromium or Chrome"
-    if not (program := find_chromium()): pytest.skip(f'no Chromium: none of {", ".join(CHROMIUMS)} is installed, and COTKD_CHROMIUM names none')
+    program = find_chromium()
+    if not program:
+        pytest.skip(f'no Chromium: none of {", ".join(CHROMIUMS)} is installed, and '
+                    'COTKD_CHROMIUM names none')
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=program, args=['--no-sandbox'])
         yield browser
@@ -39,15 +45,24 @@ def chromium():
 @pytest.fixture
 def page(chromium):
     "A page of its own, with nothing stored"
-    with chromium.new_context() as context: yield context.new_page()
+    with chromium.new_context() as context:
+        yield context.new_page()
+
+
+MAY_BE_SKIPPED = ('CUDA', 'GPU', 'no Chromium')
 
 
 def _must_run(report):
     "With COTKD_REQUIRE_DATA=1 only a test that needs a GPU or a browser may be skipped"
-    if not report.skipped or hasattr(report, 'wasxfail') or os.environ.get('COTKD_REQUIRE_DATA') != '1': return
-    reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
-    if any(word in reason for word in ('CUDA', 'GPU', 'no Chromium')): return
-    report.outcome, report.longrepr = 'failed', f'{reason}\nCOTKD_REQUIRE_DATA=1 is set, so this skip is a failure.'
+    required = os.environ.get('COTKD_REQUIRE_DATA') == '1'
+    if not required or not report.skipped or hasattr(report, 'wasxfail'):
+        return
+    told = report.longrepr
+    reason = str(told[2] if isinstance(told, tuple) else told)
+    if any(word in reason for word in MAY_BE_SKIPPED):
+        return
+    report.outcome = 'failed'
+    report.longrepr = f'{reason}\nCOTKD_REQUIRE_DATA=1 is set, so this skip is a failure.'
 
 
 @pytest.hookimpl(wrapper=True)

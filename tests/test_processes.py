@@ -135,8 +135,8 @@ def test_shards_give_the_same_losses(cache):
 def test_the_command_line_under_torchrun(tmp_path):
     rows, out = tmp_path/'rows.jsonl', tmp_path/'out'
     rows.write_text(''.join(json.dumps(row) + '\n' for row in toy_rows()))
-    distil = ['distill', '--teacher', 'toy-teacher', '--student', 'toy-student', '--data', str(rows),
-              '--rationales', '--out', str(out), '--lr', '1e-3']
+    distil = ['distill', '--teacher', 'toy-teacher', '--student', 'toy-student', '--rationales',
+              '--data', str(rows), '--out', str(out), '--lr', '1e-3']
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node',
                 '2', '--no-python', 'cotkd']
     done = subprocess.run([*torchrun, *distil], capture_output=True, text=True)

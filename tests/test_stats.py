@@ -9,8 +9,8 @@ from scipy.stats import binomtest, bootstrap, norm
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from cotkd.bbh import BBH_COUNTS, BBH_TASKS
 from cotkd.arms import ARMS, contrast
+from cotkd.bbh import BBH_COUNTS, BBH_TASKS
 from cotkd.files import InputError
 from cotkd.gains import gains_table
 from cotkd.records import load_results, pair_items, simulated_results
@@ -18,6 +18,7 @@ from cotkd.stats import (aggregate, compare, holm, mcnemar, minimal_detectable_d
                          paired_bootstrap, unpaired_half_width, wilson)
 
 HEADLINE = contrast('kd:kd_cot')
+TASKS = ('a', 'b', 'c')
 
 
 def average(results):
@@ -25,213 +26,283 @@ def average(results):
 
 
 def two_arms(n=300, seed=0):
+    "Answers to questions of three tasks; the arms share their luck on most of them"
     rng = np.random.default_rng(seed)
     luck = rng.random(n)
-    groups = np.repeat(["a", "b", "c"], [n // 2, n // 3, n - n // 2 - n // 3])
-    return (luck < .4).astype(int), (np.where(rng.random(n) < .6, luck, rng.random(n)) < .5).astype(int), groups
+    groups = np.repeat(TASKS, [n // 2, n // 3, n - n // 2 - n // 3])
+    own = np.where(rng.random(n) < .6, luck, rng.random(n))
+    return (luck < .4).astype(int), (own < .5).astype(int), groups
 
 
-@pytest.mark.parametrize("k,n", [(0, 5), (1, 3), (125, 250), (249, 250), (250, 250)])
+def study(rng, low, high, agreement, sizes):
+    "As `two_arms`; low, high: accuracy of each task under each arm; sizes: its questions"
+    low, high = np.repeat(low, sizes), np.repeat(high, sizes)
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    shared, own, same = rng.random((3, len(groups)))
+    second = np.where(same < agreement, shared, own)
+    return (shared < low).astype(float), (second < high).astype(float), groups
+
+
+# --- one arm
+
+@pytest.mark.parametrize('k, n', [(0, 5), (1, 3), (125, 250), (249, 250), (250, 250)])
 def test_wilson_closed_form(k, n):
-    z = norm.ppf(.975)
-    mid, half = (k/n + z*z/(2*n)) / (1 + z*z/n), z * np.sqrt(k/n*(1 - k/n)/n + z*z/(4*n*n)) / (1 + z*z/n)
-    assert wilson(k, n) == pytest.approx((100 * (mid - half), 100 * (mid + half)), abs=1e-9)
+    z, p = norm.ppf(.975), k / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert wilson(k, n) == pytest.approx((100 * (middle - half), 100 * (middle + half)), abs=1e-9)
 
 
-@pytest.mark.parametrize("k,n", [(0, 40), (1, 24), (13, 40), (125, 250), (249, 250), (187, 187)])
+@pytest.mark.parametrize('k, n', [(0, 40), (1, 24), (13, 40), (125, 250), (249, 250), (187, 187)])
 def test_wilson_agrees_with_scipy(k, n):
-    ci = binomtest(k, n).proportion_ci(.95, method="wilson")
+    ci = binomtest(k, n).proportion_ci(.95, method='wilson')
     assert wilson(k, n) == pytest.approx((100 * ci.low, 100 * ci.high), abs=1e-9)
 
 
-@pytest.mark.parametrize("both,lost,gained,neither", [(100, 12, 30, 108), (0, 1, 0, 0), (50, 20, 20, 10), (3, 0, 9, 1), (240, 1, 8, 1), (0, 60, 41, 0)])
+# --- two arms: tests
+
+@pytest.mark.parametrize('both, lost, gained, neither', [
+    (100, 12, 30, 108), (0, 1, 0, 0), (50, 20, 20, 10), (3, 0, 9, 1), (240, 1, 8, 1),
+    (0, 60, 41, 0)])
 def test_mcnemar_agrees_with_statsmodels(both, lost, gained, neither):
-    a, b = [1] * (both + lost) + [0] * (gained + neither), [1] * both + [0] * lost + [1] * gained + [0] * neither
-    assert mcnemar(a, b) == pytest.approx(reference_mcnemar([[both, lost], [gained, neither]], exact=True).pvalue)
+    a = [1] * (both + lost) + [0] * (gained + neither)
+    b = [1] * both + [0] * lost + [1] * gained + [0] * neither
+    reference = reference_mcnemar([[both, lost], [gained, neither]], exact=True)
+    assert mcnemar(a, b) == pytest.approx(reference.pvalue)
 
 
-@pytest.mark.parametrize("p,adjusted", [
-    ([.01, .04, .03], [.03, .06, .06]), ([.2], [.2]), ([.5, .6, .001], [1, 1, .003]), ([.02, .02, .02, .02], [.08] * 4),
-    ([.01, np.nan, .02], [.02, np.nan, .02]), ([np.nan, np.nan], [np.nan, np.nan]), ([.0125, .013, .05, .9], [.05, .05, .1, .9])])
+@pytest.mark.parametrize('gained, lost', [(0, 0), (1, 0), (5, 0), (7, 3), (3, 7), (20, 20)])
+def test_mcnemar_is_the_binomial_sum(gained, lost):
+    a = [0] * gained + [1] * lost + [1, 0]
+    b = [1] * gained + [0] * lost + [1, 0]
+    n = gained + lost
+    tail = sum(comb(n, i) for i in range(min(gained, lost) + 1))
+    assert mcnemar(a, b) == pytest.approx(min(1, 2 * tail / 2**n))
+
+
+@pytest.mark.parametrize('p, adjusted', [
+    ([.01, .04, .03], [.03, .06, .06]), ([.2], [.2]), ([.5, .6, .001], [1, 1, .003]),
+    ([.02, .02, .02, .02], [.08] * 4), ([.01, np.nan, .02], [.02, np.nan, .02]),
+    ([np.nan, np.nan], [np.nan, np.nan]), ([.0125, .013, .05, .9], [.05, .05, .1, .9])])
 def test_holm_by_hand(p, adjusted):
     np.testing.assert_allclose(holm(p), adjusted, atol=1e-12)
 
 
 def test_holm_agrees_with_statsmodels():
     for p in np.random.default_rng(0).beta(.3, 2, (5, 27)).round(3):  # with ties and zeros
-        np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1], rtol=1e-12)
+        np.testing.assert_allclose(holm(p), multipletests(p, method='holm')[1], rtol=1e-12)
 
 
-@pytest.mark.parametrize("gained,lost", [(0, 0), (1, 0), (5, 0), (7, 3), (3, 7), (20, 20)])
-def test_mcnemar_is_the_binomial_sum(gained, lost):
-    a, b = [0] * gained + [1] * lost + [1, 0], [1] * gained + [0] * lost + [1, 0]
-    n = gained + lost
-    want = min(1, 2 * sum(comb(n, i) for i in range(min(gained, lost) + 1)) / 2**n)
-    assert mcnemar(a, b) == pytest.approx(want)
-
+# --- two arms: intervals
 
 def test_bootstrap_is_the_stratified_loop():
     a, b, groups = two_arms()
-    rng, draws = np.random.default_rng(7), []
+    rng = np.random.default_rng(7)
+    gains = [(b - a)[groups == task] for task in TASKS]
+    draws = []
     for _ in range(4000):
-        means = []
-        for g in "abc":
-            d = (b - a)[groups == g]
-            means.append(d[rng.integers(len(d), size=len(d))].mean())
+        means = [d[rng.integers(len(d), size=len(d))].mean() for d in gains]
         draws.append(100 * np.mean(means))
+    draws = np.array(draws)
     got = paired_bootstrap(a, b, groups)
-    assert got["delta"] == pytest.approx(100 * np.mean([(b - a)[groups == g].mean() for g in "abc"]))
-    assert [got["low"], got["high"]] == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=.5)
-    assert got["p"] == pytest.approx(2 * min(np.mean(np.array(draws) <= 0), np.mean(np.array(draws) >= 0)), abs=.02)
+    assert got['delta'] == pytest.approx(100 * np.mean([d.mean() for d in gains]))
+    assert [got['low'], got['high']] == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=.5)
+    p = 2 * min(np.mean(draws <= 0), np.mean(draws >= 0))
+    assert got['p'] == pytest.approx(p, abs=.02)
 
 
 def test_bootstrap_of_one_task_has_the_standard_error_of_a_paired_mean():
     a, b, _ = two_arms(1000)
-    got, d = paired_bootstrap(a, b, ["t"] * 1000), b - a
-    assert got["high"] - got["low"] == pytest.approx(2 * 1.96 * 100 * d.std() / np.sqrt(1000), rel=.04)
+    got = paired_bootstrap(a, b, ['t'] * 1000)
+    width = 2 * 1.96 * 100 * (b - a).std() / np.sqrt(1000)
+    assert got['high'] - got['low'] == pytest.approx(width, rel=.04)
 
 
-@pytest.mark.parametrize("n,low,high,agreement", [(40, .5, .6, .5), (250, .4, .5, .7), (250, .02, .2, .9), (178, .9, .95, .3), (1000, .5, .5, 0)])
+@pytest.mark.parametrize('n, low, high, agreement', [
+    (40, .5, .6, .5), (250, .4, .5, .7), (250, .02, .2, .9), (178, .9, .95, .3),
+    (1000, .5, .5, 0)])
 def test_bootstrap_of_one_task_is_scipys(n, low, high, agreement):
-    a, b = study(np.random.default_rng(n), [low], [high], agreement, [n])[:2]
-    ci = bootstrap((a, b), lambda x, y, axis: 100 * (y - x).mean(axis), paired=True, method="percentile", n_resamples=20_000, rng=1).confidence_interval
-    got = paired_bootstrap(a, b, ["t"] * n, n_boot=20_000)
-    assert [got["low"], got["high"]] == pytest.approx(list(ci), abs=.04 * (ci.high - ci.low) + 100 / n)
+    a, b, _ = study(np.random.default_rng(n), [low], [high], agreement, [n])
+    ci = bootstrap((a, b), lambda x, y, axis: 100 * (y - x).mean(axis), paired=True,
+                   method='percentile', n_resamples=20_000, rng=1).confidence_interval
+    got = paired_bootstrap(a, b, ['t'] * n, n_boot=20_000)
+    near = .04 * (ci.high - ci.low) + 100 / n
+    assert [got['low'], got['high']] == pytest.approx(list(ci), abs=near)
 
 
 def test_bootstrap_weights():
     a, b, groups = two_arms()
-    assert paired_bootstrap(a, b, groups, weights=dict.fromkeys("abc", 1 / 3)) == paired_bootstrap(a, b, groups)
-    sizes = {g: np.mean(groups == g) for g in "abc"}
-    assert paired_bootstrap(a, b, groups, weights=sizes)["delta"] == pytest.approx(100 * (b.mean() - a.mean()))
-    alone, among = paired_bootstrap((b - b)[groups == "a"], b[groups == "a"], groups[groups == "a"]), paired_bootstrap(0 * b, b, groups, weights=dict(a=1, b=0, c=0))
-    assert [among[k] for k in ("delta", "low", "high")] == pytest.approx([alone[k] for k in ("delta", "low", "high")], abs=.7)
+    equal = paired_bootstrap(a, b, groups, weights=dict.fromkeys(TASKS, 1 / 3))
+    assert equal == paired_bootstrap(a, b, groups)
+    sizes = {task: np.mean(groups == task) for task in TASKS}
+    by_size = paired_bootstrap(a, b, groups, weights=sizes)
+    assert by_size['delta'] == pytest.approx(100 * (b.mean() - a.mean()))
+    first = groups == 'a'
+    alone = paired_bootstrap(0 * b[first], b[first], groups[first])
+    among = paired_bootstrap(0 * b, b, groups, weights=dict(a=1, b=0, c=0))
+    for key in ('delta', 'low', 'high'):
+        assert among[key] == pytest.approx(alone[key], abs=.7)
 
 
 def test_bootstrap_same_seed_same_bytes_and_any_order_of_items():
     a, b, groups = two_arms()
-    o = np.random.default_rng(3).permutation(len(a))
-    assert json.dumps(paired_bootstrap(a, b, groups)) == json.dumps(paired_bootstrap(list(a[o]), list(b[o]), list(groups[o])))
+    order = np.random.default_rng(3).permutation(len(a))
+    shuffled = paired_bootstrap(list(a[order]), list(b[order]), list(groups[order]))
+    assert json.dumps(paired_bootstrap(a, b, groups)) == json.dumps(shuffled)
     assert paired_bootstrap(a, b, groups, seed=1) != paired_bootstrap(a, b, groups)
 
 
 def test_p_and_interval_agree():
     for seed in range(20):
         got = paired_bootstrap(*two_arms(120, seed), n_boot=2000)
-        if got["p"] < .045: assert got["low"] > 0 or got["high"] < 0
-        if got["p"] > .055: assert got["low"] <= 0 <= got["high"]
+        if got['p'] < .045:
+            assert got['low'] > 0 or got['high'] < 0
+        if got['p'] > .055:
+            assert got['low'] <= 0 <= got['high']
 
 
-def study(rng, low, high, agreement, sizes):
-    "Two arms that share their luck on some questions; low, high: accuracy of each task; sizes: its questions"
-    low, high, groups = np.repeat(low, sizes), np.repeat(high, sizes), np.repeat(np.arange(len(sizes)), sizes)
-    shared, own, same = rng.random((3, len(groups)))
-    return (shared < low).astype(float), (np.where(same < agreement, shared, own) < high).astype(float), groups
+SPREAD = np.linspace(.02, .9, 27)  # accuracies of 27 tasks, from almost none to almost all
+DESIGNS = dict(
+    equal=([.4] * 3, [.5] * 3, .7, [100] * 3),
+    uneven=(SPREAD, SPREAD + .08 * (np.arange(27) % 2), .8,
+            [24, 40, 146, 178, 187, 250] * 4 + [250] * 3))
 
 
-SPREAD = np.linspace(.02, .9, 27) # accuracies of 27 tasks, from almost none to almost all
-DESIGNS = dict(equal=([.4] * 3, [.5] * 3, .7, [100] * 3), uneven=(SPREAD, SPREAD + .08 * (np.arange(27) % 2), .8, [24, 40, 146, 178, 187, 250] * 4 + [250] * 3))
-
-
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize('design', DESIGNS)
 def test_interval_covers_the_truth(design):
     low, high, agreement, sizes = DESIGNS[design]
     truth = 100 * np.mean(np.subtract(high, low))
     rng = np.random.default_rng(20_000)
     studies = [paired_bootstrap(*study(rng, low, high, agreement, sizes), n_boot=1000)
                for _ in range(1000)]
-    covered = np.mean([s["low"] <= truth <= s["high"] for s in studies])
+    covered = np.mean([s['low'] <= truth <= s['high'] for s in studies])
     assert .93 <= covered <= .97, covered  # 1,000 studies leave ±1.4 points of their own
 
 
-@pytest.mark.parametrize("power", [.5, .8])
+# --- what a study can find
+
+def pairs_with(gain, rng, sizes):
+    a, b, groups = study(rng, [.4] * 3, [.4 + gain] * 3, .7, sizes)
+    return pd.DataFrame(dict(a=a, b=b, task=groups, index=range(len(a)), seed=0))
+
+
+@pytest.mark.parametrize('power', [.5, .8])
 def test_minimal_detectable_difference_is_found_with_that_power(power):
     rng, sizes = np.random.default_rng(3), [40, 100, 250]
-    pairs = lambda gain: pd.DataFrame(dict(zip("ab", (arms := study(rng, [.4] * 3, [.4 + gain] * 3, .7, sizes))[:2])) | dict(task=arms[2], index=range(390), seed=0))
-    gain = np.mean([minimal_detectable_difference(pairs(.07), power) for _ in range(200)])
-    found = np.mean([paired_bootstrap(*study(rng, [.4] * 3, [.4 + gain / 100] * 3, .7, sizes), n_boot=1000)["low"] > 0 for _ in range(2000)])
-    assert found == pytest.approx(power, abs=.035), found # 2,000 studies leave ±2 points of their own
+    found = [minimal_detectable_difference(pairs_with(.07, rng, sizes), power)
+             for _ in range(200)]
+    gain = np.mean(found) / 100
+    studies = [study(rng, [.4] * 3, [.4 + gain] * 3, .7, sizes) for _ in range(2000)]
+    seen = np.mean([paired_bootstrap(*s, n_boot=1000)['low'] > 0 for s in studies])
+    assert seen == pytest.approx(power, abs=.035), seen  # 2,000 studies leave ±2 points
 
 
 def test_minimal_detectable_difference_is_in_standard_errors_of_the_bootstrap():
-    pairs = pair_items(simulated_results(list(BBH_TASKS)[:5], n=120, seeds=(0, 1)), HEADLINE)
+    results = simulated_results(list(BBH_TASKS)[:5], n=120, seeds=(0, 1))
+    pairs = pair_items(results, HEADLINE)
     got = compare(pairs)
-    assert minimal_detectable_difference(pairs) == pytest.approx((got["high"] - got["low"]) / (2 * 1.96) * (1.96 + .8416), rel=.03)
+    error = (got['high'] - got['low']) / (2 * 1.96)
+    wanted = error * (1.96 + .8416)
+    assert minimal_detectable_difference(pairs) == pytest.approx(wanted, rel=.03)
 
 
-@pytest.mark.parametrize("percent", [17.77, 23.10, 39.22, 49.95])
+@pytest.mark.parametrize('percent', [17.77, 23.10, 39.22, 49.95])
 def test_unpaired_half_width_is_that_of_binomials(percent):
     counts = np.array(list(BBH_COUNTS.values()))
-    draws = (np.random.default_rng(0).binomial(counts, percent / 100, size=(20_000, 27)) / counts).mean(axis=1)
-    assert unpaired_half_width(percent) == pytest.approx(100 * 1.96 * draws.std(), rel=.02)
-    assert unpaired_half_width(percent, percent) == pytest.approx(2**.5 * unpaired_half_width(percent))
+    draws = np.random.default_rng(0).binomial(counts, percent / 100, size=(20_000, 27))
+    spread = (draws / counts).mean(axis=1).std()
+    one = unpaired_half_width(percent)
+    assert one == pytest.approx(100 * 1.96 * spread, rel=.02)
+    assert unpaired_half_width(percent, percent) == pytest.approx(2**.5 * one)
 
+
+# --- averages
 
 def test_aggregate_names():
-    numbers = {t: float(i) for i, t in enumerate(BBH_TASKS)}
+    numbers = {task: float(i) for i, task in enumerate(BBH_TASKS)}
     got = aggregate(numbers)
-    assert list(got) == ["all_27", "micro", "all_23", "nlp_12", "algorithmic_11"]
-    assert got["all_27"] == pytest.approx(13)
-    assert got["micro"] == pytest.approx(sum(numbers[t] * BBH_COUNTS[t] for t in numbers) / 6511)
-    assert 12 * got["nlp_12"] + 11 * got["algorithmic_11"] == pytest.approx(23 * got["all_23"])
-    del numbers["tracking_shuffled_objects_five_objects"]
-    assert [k for k, v in aggregate(numbers).items() if v is not None] == ["nlp_12"]
+    assert list(got) == ['all_27', 'micro', 'all_23', 'nlp_12', 'algorithmic_11']
+    assert got['all_27'] == pytest.approx(13)
+    micro = sum(numbers[task] * BBH_COUNTS[task] for task in numbers) / 6511
+    assert got['micro'] == pytest.approx(micro)
+    both = 12 * got['nlp_12'] + 11 * got['algorithmic_11']
+    assert both == pytest.approx(23 * got['all_23'])
+    del numbers['tracking_shuffled_objects_five_objects']
+    assert [name for name, x in aggregate(numbers).items() if x is not None] == ['nlp_12']
 
 
-def write(path, frame):
+# --- results on file
+
+def write(path, rows):
     path.mkdir(exist_ok=True, parents=True)
-    (path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in frame.to_dict("records")))
+    (path/'results.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     return path
 
 
+def records(frame):
+    return frame.to_dict('records')
+
+
 def test_runs_of_several_seeds_join_across_directories(tmp_path):
-    frames = simulated_results(["navigate", "snarks"], n=60, seeds=(0, 1))
-    both = load_results(write(tmp_path / "s0", frames[frames.seed == 0]), write(tmp_path / "s1", frames[frames.seed == 1]))
-    macro = average(both)
-    each = [compare(pair_items(frames[frames.seed == s], HEADLINE))["delta"] for s in (0, 1)]
-    assert macro.delta == pytest.approx(np.mean(each)) and (macro.seeds, macro.n) == (2, 120)
+    frame = simulated_results(['navigate', 'snarks'], n=60, seeds=(0, 1))
+    runs = [frame[frame.seed == seed] for seed in (0, 1)]
+    folders = [write(tmp_path/f'{seed}', records(run)) for seed, run in enumerate(runs)]
+    macro = average(load_results(*folders))
+    each = [compare(pair_items(run, HEADLINE))['delta'] for run in runs]
+    assert macro.delta == pytest.approx(np.mean(each))
+    assert (macro.seeds, macro.n) == (2, 120)
 
 
 def test_only_questions_that_both_answered_count(tmp_path):
-    frame = simulated_results(["navigate"], n=10)
-    at = frame.index[(frame.arm == "kd") & (frame["mode"] == ARMS["kd"].asked)][0]
-    frame.at[at, "items"], frame.at[at, "index"], frame.at[at, "n"], frame.at[at, "correct"] = "0000", [9, 3, 5, 7], 4, 0
-    pairs = pair_items(load_results(write(tmp_path, frame)), HEADLINE)
-    kd_cot = frame[(frame.arm == "kd_cot") & (frame["mode"] == "cot")]["items"].iloc[0]
-    assert sorted(zip(pairs["index"], pairs.b)) == [(i, int(kd_cot[i])) for i in (3, 5, 7, 9)]
+    rows = records(simulated_results(['navigate'], n=10))
+    own = {row['arm']: row for row in rows if row['mode'] == ARMS[row['arm']].asked}
+    own['kd'] |= dict(items='0000', index=[9, 3, 5, 7], n=4, correct=0)
+    pairs = pair_items(load_results(write(tmp_path, rows)), HEADLINE)
+    answers = own['kd_cot']['items']
+    assert sorted(zip(pairs['index'], pairs.b)) == [(i, int(answers[i])) for i in (3, 5, 7, 9)]
 
 
-@pytest.mark.parametrize("change,words", [
-    (dict(items="01x"), "n = "), (dict(correct=-1), "items hold"), 
-    (dict(mode="think"), "cot, direct"), (dict(index=[1, 1]), "different row numbers"),
-    (dict(temperature="hot"), "a number from 0"), (dict(chat=None), "True, False")])
+@pytest.mark.parametrize('change, words', [
+    (dict(items='01x'), 'n = '), (dict(correct=-1), 'items hold'),
+    (dict(mode='think'), 'cot, direct'), (dict(index=[1, 1]), 'different row numbers'),
+    (dict(temperature='hot'), 'a number from 0'), (dict(chat=None), 'True, False')])
 def test_damaged_results_name_file_and_line(tmp_path, change, words):
-    rows = simulated_results(["navigate"], n=20).to_dict("records")
+    rows = records(simulated_results(['navigate'], n=20))
     rows[2] |= change
-    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    with pytest.raises(InputError, match="results.jsonl, line 3: ") as e: load_results(tmp_path)
-    assert words in str(e.value) and "\n" not in str(e.value)
+    with pytest.raises(InputError, match='results.jsonl, line 3: ') as error:
+        load_results(write(tmp_path, rows))
+    assert words in str(error.value) and '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize("key,values", [("benchmark", ["bbh", "toy"]), ("scorer", ["lm-eval", "official"]), ("shots", [0, 3]),
-                                        ("temperature", [0., .2]), ("chat", [False, True])])
+@pytest.mark.parametrize('key, values', [
+    ('benchmark', ['bbh', 'toy']), ('scorer', ['lm-eval', 'official']), ('shots', [0, 3]),
+    ('temperature', [0., .2]), ('chat', [False, True])])
 def test_mixed_settings_are_refused(key, values):
-    frame = simulated_results(["navigate"], n=20)
-    with pytest.raises(InputError, match=f"mix {key} {values[0]} and {values[1]}: compare one {key} at a time"):
-        gains_table(frame.assign(**{key: values * (len(frame) // 2)}))
+    frame = simulated_results(['navigate'], n=20)
+    mixed = frame.assign(**{key: values * (len(frame) // 2)})
+    words = f'mix {key} {values[0]} and {values[1]}: compare one {key} at a time'
+    with pytest.raises(InputError, match=words):
+        gains_table(mixed)
 
 
 def test_results_without_temperature_and_chat_are_greedy_and_plain(tmp_path):
-    frame = simulated_results(["navigate"], n=20)
-    old = load_results(write(tmp_path / "old", frame.drop(columns=["temperature", "chat"])))
+    frame = simulated_results(['navigate'], n=20)
+    write(tmp_path/'old', records(frame.drop(columns=['temperature', 'chat'])))
+    old = load_results(tmp_path/'old')
     assert set(old.temperature) == {0.} and set(old.chat) == {False}
-    assert len(load_results(tmp_path / "old", write(tmp_path / "new", frame))) == len(frame) # the same results, said in full
+    # the same results, said in full
+    write(tmp_path/'new', records(frame))
+    assert len(load_results(tmp_path/'old', tmp_path/'new')) == len(frame)
 
 
 def test_seeds_apart():
-    frame = simulated_results(["navigate", "snarks"], n=60, seeds=(0, 1, 2))
-    each = [compare(pair_items(frame[frame.seed == s], HEADLINE))["delta"] for s in range(3)]
-    assert compare(pair_items(frame, HEADLINE))["seed_sd"] == pytest.approx(np.std(each, ddof=1))
-    running = frame[~((frame.seed == 2) & (frame.task == "snarks"))] # a seed with one task does not count: it would compare tasks
-    assert compare(pair_items(running, HEADLINE))["seed_sd"] == pytest.approx(np.std(each[:2], ddof=1))
-    assert np.isnan(compare(pair_items(frame[frame.seed == 0], HEADLINE))["seed_sd"])
+    frame = simulated_results(['navigate', 'snarks'], n=60, seeds=(0, 1, 2))
+    each = [compare(pair_items(frame[frame.seed == seed], HEADLINE))['delta']
+            for seed in range(3)]
+    spread = compare(pair_items(frame, HEADLINE))['seed_sd']
+    assert spread == pytest.approx(np.std(each, ddof=1))
+    # a seed with one task does not count: it would compare tasks
+    running = frame[~((frame.seed == 2) & (frame.task == 'snarks'))]
+    spread = compare(pair_items(running, HEADLINE))['seed_sd']
+    assert spread == pytest.approx(np.std(each[:2], ddof=1))
+    assert np.isnan(compare(pair_items(frame[frame.seed == 0], HEADLINE))['seed_sd'])
