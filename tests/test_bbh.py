@@ -1,4 +1,4 @@
-"Scoring against published numbers, damaged benchmark files, prompts to the byte, and evaluations that are interrupted."
+"Scoring against published numbers, damaged benchmark files, prompts to the byte"
 import functools
 import gzip
 import json
@@ -17,9 +17,12 @@ from cotkd.files import InputError
 @pytest.fixture(scope='module')
 def golden(bbh_dir):
     "Texts of Codex on 14 tasks, and the accuracy that was published for them"
-    texts, scores = bbh_dir/'golden'/'codex_cot_14_tasks.jsonl.gz', bbh_dir/'golden'/'codex_cot_14_scores.json'
-    if not (texts.is_file() and scores.is_file()): pytest.skip(f'no golden outputs of Codex in {bbh_dir/"golden"}')
-    with gzip.open(texts, 'rt', encoding='utf-8') as f: rows = [json.loads(line) for line in f]
+    folder = bbh_dir/'golden'
+    texts, scores = folder/'codex_cot_14_tasks.jsonl.gz', folder/'codex_cot_14_scores.json'
+    if not (texts.is_file() and scores.is_file()):
+        pytest.skip(f'no golden outputs of Codex in {folder}')
+    with gzip.open(texts, 'rt', encoding='utf-8') as f:
+        rows = [json.loads(line) for line in f]
     return rows, json.loads(scores.read_text())
 
 
@@ -40,16 +43,18 @@ def test_golden(golden, bbh_dir):
 def lm_eval_file(name):
     "A file of lm-evaluation-harness's bbh_cot_fewshot"
     import yaml
-    return yaml.safe_load((Path(pytest.importorskip('lm_eval').__file__).parent/'tasks'/'bbh'/'cot_fewshot'/name).read_text())
+    harness = Path(pytest.importorskip('lm_eval').__file__).parent
+    return yaml.safe_load((harness/'tasks/bbh/cot_fewshot'/name).read_text())
 
 
 def lm_eval_filter(text, task):
-    "What lm-evaluation-harness itself makes of a text: its stops, then the filter of its own file for the task"
-    extraction, utils = pytest.importorskip('lm_eval.filters.extraction'), pytest.importorskip('lm_eval.models.utils')
+    "What the harness itself makes of a text: its stops, then the filter of its file for the task"
+    extraction = pytest.importorskip('lm_eval.filters.extraction')
+    utils = pytest.importorskip('lm_eval.models.utils')
     rules = lm_eval_file('_cot_fewshot_template_yaml')
     (rule, first), = [f['filter'] for f in rules['filter_list']]
     assert (rule['function'], first['function']) == ('regex', 'take_first')
-    assert 'filter_list' not in lm_eval_file(f'{task}.yaml') # none of its own
+    assert 'filter_list' not in lm_eval_file(f'{task}.yaml')  # none of its own
     text = utils.postprocess_generated_text(text, rules['generation_kwargs']['until'], None)
     return extraction.RegexFilter(rule['regex_pattern']).apply([[text]], [{}])[0][0]
 
@@ -61,24 +66,39 @@ def test_golden_lm_eval(golden):
     for r in golden[0]:
         theirs = lm_eval_filter(r['prediction'], r['task'])
         assert extract_answer(r['prediction'], 'cot', 'lm-eval') == theirs, (r['task'], r['index'])
-        exact = metrics.exact_match_hf_evaluate(predictions=[theirs], references=[r['target']])['exact_match']
-        assert is_correct(r['prediction'], r['target'], 'cot', 'lm-eval') == bool(exact)
+        exact = metrics.exact_match_hf_evaluate(predictions=[theirs], references=[r['target']])
+        right = is_correct(r['prediction'], r['target'], 'cot', 'lm-eval')
+        assert right == bool(exact['exact_match'])
 
 
 @pytest.mark.parametrize('text, mode, answer', [
-    ('So the answer is (B).', 'cot', '(B)'), ('so the answer is ] ) }.\nMore.', 'cot', '] ) }'), ('the answer is 3. the answer is 4', 'cot', '3. the answer is 4'),
-    ('The answer: 3', 'cot', ''), ('\n\nQ: x\nSo the answer is 3.', 'cot', ''), ('the answer is -21.', 'cot', '-21'), ('', 'cot', ''),
-    (' Yes.\nNo.', 'direct', 'Yes'), (' a b c', 'direct', 'a b c'), ('(A)\n\nQ: x', 'direct', '(A)'), ('\n(A)', 'direct', '')])
-def test_extract_answer(text, mode, answer): assert extract_answer(text, mode) == answer
+    ('So the answer is (B).', 'cot', '(B)'),
+    ('so the answer is ] ) }.\nMore.', 'cot', '] ) }'),
+    ('the answer is 3. the answer is 4', 'cot', '3. the answer is 4'),
+    ('The answer: 3', 'cot', ''),
+    ('\n\nQ: x\nSo the answer is 3.', 'cot', ''),
+    ('the answer is -21.', 'cot', '-21'),
+    ('', 'cot', ''),
+    (' Yes.\nNo.', 'direct', 'Yes'),
+    (' a b c', 'direct', 'a b c'),
+    ('(A)\n\nQ: x', 'direct', '(A)'),
+    ('\n(A)', 'direct', '')])
+def test_extract_answer(text, mode, answer):
+    assert extract_answer(text, mode) == answer
 
 
 # loading
 
+def counts(found):
+    return {task: len(items) for task, items in found.items()}
+
+
 def test_load_all(bbh_dir):
     found = load_bbh(bbh_dir)
-    assert list(found) == list(BBH_TASKS) and {t: len(r) for t, r in found.items()} == BBH_COUNTS
-    assert {frozenset(r) for rows in found.values() for r in rows} == {frozenset(['input', 'target'])}
-    assert {t: len(r) for t, r in load_bbh(bbh_dir, 'snarks,navigate', limit=3).items()} == dict(snarks=3, navigate=3)
+    assert list(found) == list(BBH_TASKS) and counts(found) == BBH_COUNTS
+    assert all(set(item) == {'input', 'target'} for items in found.values() for item in items)
+    some = load_bbh(bbh_dir, 'snarks,navigate', limit=3)
+    assert counts(some) == dict(snarks=3, navigate=3)
     assert len(load_bbh(bbh_dir, 'nlp')) == 12 and len(load_bbh(bbh_dir, 'algorithmic')) == 15
 
 
@@ -88,14 +108,16 @@ def home(tmp_path, monkeypatch):
     rows = [dict(input=f'Sentence {i}?', target='(A)') for i in range(178)]
     (tmp_path/'tasks').mkdir()
     (tmp_path/'cot-prompts').mkdir()
-    (tmp_path/'tasks'/'snarks.json').write_text(json.dumps(dict(canary='canary GUID of a toy', examples=rows), indent=1))
+    file = dict(canary='canary GUID of a toy', examples=rows)
+    (tmp_path/'tasks'/'snarks.json').write_text(json.dumps(file, indent=1))
     monkeypatch.setitem(bbh.DIGESTS, 'snarks', bbh.digest_items(rows))
     return tmp_path
 
 
 def error(*args, call=load_bbh, **kwargs):
     "The message of the InputError: always one line"
-    with pytest.raises(InputError) as caught: call(*args, **kwargs)
+    with pytest.raises(InputError) as caught:
+        call(*args, **kwargs)
     assert '\n' not in str(caught.value)
     return str(caught.value)
 
@@ -109,12 +131,25 @@ def test_load_source(home, monkeypatch):
     assert 'navigate.json is missing' in error(home, 'navigate,snarks')
 
 
+def examples_changed(change):
+    "A change of the file's text that changes its list of examples"
+    def changed(text):
+        file = json.loads(text)
+        return json.dumps(file | dict(examples=change(file['examples'])))
+
+    return changed
+
+
 @pytest.mark.parametrize('change, message', [
-    (lambda t: t.replace('"input": "Sentence 3?",', '"input": "Sentence 3?"'), 'line 18'), # the file is indented: a comma short
-    (lambda t: t[:500], 'snarks.json is broken'), (lambda t: t.replace('"examples"', '"rows"'), 'expected "examples"'),
-    (lambda t: '[]', 'expected "examples"'), (lambda t: t.replace('"Sentence 5?"', '5'), 'example 5'),
-    (lambda t: json.dumps(dict(examples=json.loads(t)['examples'][:-1])), 'has 177 questions, snarks has 178'),
-    (lambda t: json.dumps(dict(examples=json.loads(t)['examples'][::-1])), 'another order'), (lambda t: t.replace('Sentence 7?', 'Sentence 07?'), 'other texts'),
+    # the file is indented: a comma short
+    (lambda t: t.replace('"input": "Sentence 3?",', '"input": "Sentence 3?"'), 'line 18'),
+    (lambda t: t[:500], 'snarks.json is broken'),
+    (lambda t: t.replace('"examples"', '"rows"'), 'expected "examples"'),
+    (lambda t: '[]', 'expected "examples"'),
+    (lambda t: t.replace('"Sentence 5?"', '5'), 'example 5'),
+    (examples_changed(lambda rows: rows[:-1]), 'has 177 questions, snarks has 178'),
+    (examples_changed(lambda rows: rows[::-1]), 'another order'),
+    (lambda t: t.replace('Sentence 7?', 'Sentence 07?'), 'other texts'),
     (lambda t: t.replace('canary GUID of a toy', ''), 'lost its canary')])
 def test_load_damaged(home, change, message):
     path = home/'tasks'/'snarks.json'
@@ -128,20 +163,33 @@ def test_load_not_text(home):
 
 
 def test_unknown_task(home):
-    assert "did you mean 'tracking_shuffled_objects_five_objects'" in error(home, 'tracking_five_objects')
+    near = "did you mean 'tracking_shuffled_objects_five_objects'"
+    assert near in error(home, 'tracking_five_objects')
     assert 'unknown task' in error(home, 'snarks,') and 'unknown task' in error(home, [])
+
+
+def is_defect(reason, items, i):
+    "Is it true of the i-th question of a task?"
+    question, target = items[i]['input'], items[i]['target']
+    options = [line[4:] for line in question.split('\n') if line.startswith('(')]
+    others = [item['target'] for j, item in enumerate(items)
+              if j != i and item['input'].strip() == question.strip()]
+    letter = len(target) == 3 and target[0] + target[2] == '()'
+    true = {
+        'the answer on file is no letter': not letter,
+        'both options are equal': len(options) == 2 and options[0] == options[1],
+        'the question is cut off': len(options) == 1,
+        'asked before': target in others,
+        'asked twice, with opposite answers on file': any(x != target for x in others)}
+    return true[reason]
 
 
 def test_defects(bbh_dir):
     "Each known defect is there"
-    found, letter = load_bbh(bbh_dir, list(bbh.DEFECTS)), lambda t: len(t) == 3 and t[0] + t[2] == '()'
+    found = load_bbh(bbh_dir, list(bbh.DEFECTS))
     for task, rows in bbh.DEFECTS.items():
         for i, reason in rows.items():
-            item, options = found[task][i], [line[4:] for line in found[task][i]['input'].split('\n') if line.startswith('(')]
-            same = [j for j, r in enumerate(found[task]) if r['input'].strip() == item['input'].strip() and j != i]
-            assert {'the answer on file is no letter': not letter(item['target']), 'both options are equal': len(options) == 2 and len(set(options)) == 1,
-                    'the question is cut off': len(options) == 1, 'asked before': any(found[task][j]['target'] == item['target'] for j in same),
-                    'asked twice, with opposite answers on file': any(found[task][j]['target'] != item['target'] for j in same)}[reason], (task, i)
+            assert is_defect(reason, found[task], i), (task, i)
 
 
 def test_hub(monkeypatch):
@@ -150,9 +198,16 @@ def test_hub(monkeypatch):
     rows = datasets.Dataset.from_list([dict(input='q', target='(A)')]*178)
     monkeypatch.setitem(bbh.DIGESTS, 'snarks', bbh.digest_items(rows.to_list()))
     asked = dict(split='test', revision='b5306be6f827cfafbb545ff5a51f96916029b0fd')
-    monkeypatch.setattr(datasets, 'load_dataset', lambda name, task, **kwargs: rows if (name, task, kwargs) == (bbh.HUB, 'snarks', asked) else None)
+
+    def load_dataset(name, task, **kwargs):
+        assert (name, task, kwargs) == (bbh.HUB, 'snarks', asked)
+        return rows
+
+    def offline(*args, **kwargs):
+        raise ConnectionError('no network')
+
+    monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
     assert load_bbh('hub', 'snarks') == dict(snarks=rows.to_list())
-    def offline(*args, **kwargs): raise ConnectionError('no network')
     monkeypatch.setattr(datasets, 'load_dataset', offline)
     assert 'COTKD_BBH' in error('hub', 'snarks')
     assert 'COTKD_BBH' in error('snarks', 'q', shots=3, source='hub', call=few_shot_prompt)
@@ -169,26 +224,35 @@ def test_prompt_bytes(bbh_dir, task):
     assert 'canary' not in prompt and '-----' not in prompt[:6]
     direct = few_shot_prompt(task, 'Is it?', mode='direct', source=bbh_dir)
     assert direct.endswith('\n\nQ: Is it?\nA:') and direct.split('\n')[0] == prompt.split('\n')[0]
-    assert direct.count('\n\nQ: ') == 4 and 'step by step' not in direct and 'the answer is' not in direct
+    assert direct.count('\n\nQ: ') == 4
+    assert 'step by step' not in direct and 'the answer is' not in direct
     for given, bare in zip(prompt.split('\n\nQ: ')[1:4], direct.split('\n\nQ: ')[1:4]):
         question, answer = bare.rsplit('\nA: ', 1)
-        assert given.startswith(question + "\nA: Let's think step by step.") and given.endswith(f'the answer is {answer}.')
+        assert given.startswith(question + "\nA: Let's think step by step.")
+        assert given.endswith(f'the answer is {answer}.')
+
+
+def prompt_of_lm_eval(task, question):
+    "With the harness's own file for the task"
+    file = lm_eval_file(f'{task}.yaml')
+    template = file['doc_to_text']
+    text = file['description']
+    for sample in file['fewshot_config']['samples']:
+        text += template.replace('{{input}}', sample['input']) + sample['target'] + '\n\n'
+    return text + template.replace('{{input}}', question)
 
 
 def test_prompts_of_lm_eval(bbh_dir):
     "The harness shows the same prompts, but for a line break in the first example of one task"
-    differ = []
-    for task in BBH_TASKS:
-        file = lm_eval_file(f'{task}.yaml')
-        ask = lambda question: file['doc_to_text'].replace('{{input}}', question)
-        theirs = file['description'] + ''.join(ask(s['input']) + s['target'] + '\n\n' for s in file['fewshot_config']['samples']) + ask('Is it?')
-        if theirs != few_shot_prompt(task, 'Is it?', source=bbh_dir): differ.append(task)
+    differ = [task for task in BBH_TASKS if prompt_of_lm_eval(task, 'Is it?')
+              != few_shot_prompt(task, 'Is it?', source=bbh_dir)]
     assert differ == ['sports_understanding']
 
 
 def test_prompt_without_shots(monkeypatch):
     monkeypatch.delenv('COTKD_BBH', raising=False)
-    assert few_shot_prompt('anything', 'Is it?', shots=0) == "Q: Is it?\nA: Let's think step by step.\n"
+    given = few_shot_prompt('anything', 'Is it?', shots=0)
+    assert given == "Q: Is it?\nA: Let's think step by step.\n"
     assert few_shot_prompt('anything', 'Is it?', mode='direct', shots=0) == 'Q: Is it?\nA:'
     assert 'COTKD_BBH' in error('navigate', 'q', call=few_shot_prompt)
 
@@ -196,4 +260,5 @@ def test_prompt_without_shots(monkeypatch):
 def test_prompt_damaged(home):
     assert 'snarks.txt is missing' in error('snarks', 'q', source=home, call=few_shot_prompt)
     (home/'cot-prompts'/'snarks.txt').write_text('Which one is sarcastic?\n\nQ: x\nA: y')
-    assert 'expected a first line with the canary, a rule' in error('snarks', 'q', source=home, call=few_shot_prompt)
+    said = error('snarks', 'q', source=home, call=few_shot_prompt)
+    assert 'expected a first line with the canary, a rule' in said
