@@ -6,14 +6,14 @@
 __all__ = ['kd_cost', 'training_arguments', 'Job', 'recipe_of', 'last_checkpoint', 'log_lines', 'plot_log', 'check_job',
            'distill', 'LivePlot', 'validate']
 
-# %% ../nbs/10_distill.ipynb #2124a758
+# %% ../nbs/10_distill.ipynb #c13264d3
 import gc
 import json
 import os
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt

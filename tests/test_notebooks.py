@@ -41,6 +41,8 @@ def test_outputs_are_presentable(notebook):
     for output in outputs(notebook):
         assert output.output_type != 'error' and output.get('name') != 'stderr', output
         shown = output.get('data', {})
+        # a progress bar, which stands at 0% once its kernel is gone
+        assert 'application/vnd.jupyter.widget-view+json' not in shown, output
         texts = [x for kind, x in shown.items() if kind.startswith('text')]
         text = str(output.get('text', '')) + str(texts)
         assert not re.search(MACHINE, text), f'a path of one machine: {text[:300]}'

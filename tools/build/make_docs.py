@@ -3,8 +3,8 @@
     python tools/build/make_docs.py                 # into _docs/; open _docs/index.html
     python -m http.server --directory _docs         # with search
 
-(nbdev_docs would need Quarto.) Runs what nbdev needs to run, the exported cells and the imports, and
-shows the outputs that are committed. The pages need nothing from elsewhere.
+(nbdev_docs would need Quarto.) Runs what nbdev needs to run, the exported cells and the imports,
+and shows the outputs that are committed. The pages need nothing from elsewhere.
 """
 import argparse
 import html
