@@ -24,7 +24,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .files import InputError
-from .prompt import MODES, cut, format_example
+from .prompt import MODES, cut, format_example, split_thoughts
 from .toy import EVALUATED, make_toy
 
 # %% ../nbs/13_bbh.ipynb #7702781c
@@ -246,10 +246,10 @@ class Scorer:
     needs_examples: bool = False  # it has no rule for prompts without examples
 
     def answer(self, text: str, mode: str) -> str:
-        "The answer in a text; raises ValueError for an unknown mode"
+        "The answer in a text, behind its thoughts; raises ValueError for an unknown mode"
         if mode not in MODES:
             raise ValueError(f'mode {mode!r} is unknown: choose from {", ".join(MODES)}')
-        return self.extract(cut(text, self.stops[mode]), mode)
+        return self.extract(split_thoughts(cut(text, self.stops[mode]))[1], mode)
 
     def correct(self, text: str, target: str, mode: str) -> bool:
         "Does the text answer the question?"

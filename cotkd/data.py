@@ -12,7 +12,6 @@ import html
 import io
 import json
 import logging
-import math
 import re
 import shutil
 import tempfile
@@ -27,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
 
-from .files import InputError, replacing, write_text
+from .files import InputError, data_files, replacing, visible, write_text
 
 # %% ../nbs/02_data.ipynb #fbe68588
 _CARD = (('source', 'Question', '#e8e8e8'), ('rationale', 'Rationale', '#cfe5f5'),
@@ -42,9 +41,9 @@ def show_row(
     "Lay out one row for reading"
     parts = []
     for column, label, color in _CARD:
-        text = html.escape(row[column])
+        text = html.escape(visible(row[column]))
         parts.append(f'<div style="{_STYLE}{color}"><b>{label}</b>  {text}</div>')
-    task = html.escape(row['task'])
+    task = html.escape(visible(row['task']))
     return f'<div style="max-width:50em"><small>{task}</small>{"".join(parts)}</div>'
 
 # %% ../nbs/02_data.ipynb #7d3f0444
@@ -96,7 +95,8 @@ def _unreadable(text):
 
 def _as_text(value, numbers=False):
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if numbers and is_number and math.isfinite(value):
+    # text of a number that is longer than Python writes is none
+    if numbers and is_number and abs(value) < 10**300:
         return str(value)
     return value.strip() if isinstance(value, str) else None
 
@@ -230,7 +230,7 @@ def _find_files(source):
     path = Path(source).expanduser()
     if str(source) == HUB_ID and not path.exists():
         return [_fetch()]
-    files = sorted(path.glob('*.jsonl')) if path.is_dir() else [path]
+    files = data_files(path) if path.is_dir() else [path]
     if not files:
         raise InputError(f'{path}: no *.jsonl in this directory; expected JSON-lines files. Pass '
                          'the file itself.')
@@ -305,6 +305,10 @@ def _listed(counts):
     return ', '.join(f'{n} {reason}' for reason, n in counts.most_common())
 
 
+def _shown(name):
+    return name if name.isprintable() else repr(name)
+
+
 def _refuse(name, columns, counts):
     "Say why none of the rows of `name` can be used"
     needed = ', '.join(REQUIRED)
@@ -313,7 +317,7 @@ def _refuse(name, columns, counts):
         raise InputError(f'{name}: no rows; expected one object per line with {needed}.')
     if columns and missing:
         raise InputError(f'{name}: no row has {" or ".join(missing)}; its columns are '
-                         f'{", ".join(list(columns)[:20])}. Rename them to {needed}.')
+                         f'{", ".join(map(_shown, list(columns)[:20]))}. Rename them to {needed}.')
     raise InputError(f'{name}: none of its {counts.total()} rows can be used ({_listed(counts)}). '
                      f'Each needs text in {needed}.')
 

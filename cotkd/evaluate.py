@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .bbh import Benchmark, find_scorer
 from .files import InputError, digest, read_lines, write_lines
-from .prompt import MODES, chat_prompt
+from .prompt import MODES, chat_prompt, split_thoughts
 from .records import DEFAULTS, FIELDS, prediction_path, read_results, write_result
 
 # %% ../nbs/15_evaluate.ipynb #b2fd20b5
@@ -27,6 +27,12 @@ class Subject:
     weights: str = None  # identity of its bytes; None: found from the weights in memory
     start: str = None  # identity of the student it was trained from
     seed: int = 0  # of its training run, and of the sampling
+
+    def __post_init__(self):
+        if not self.arm.strip():
+            raise InputError(f'arm is {self.arm!r}: expected the name of whose result it is')
+        if self.seed < 0:
+            raise InputError(f'seed is {self.seed}: expected 0 or more')
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,10 @@ def _check_asking(asking):
         raise InputError(f'mode is {asking.mode!r}: expected one of {", ".join(MODES)}')
     if not 0 <= asking.temperature < float('inf'):
         raise InputError(f'temperature is {asking.temperature}: expected 0 (greedy) or more')
+    if asking.batch_size < 1:
+        raise InputError(f'batch_size is {asking.batch_size}: expected 1 or more')
+    if asking.max_new_tokens is not None and asking.max_new_tokens < 1:
+        raise InputError(f'max_new_tokens is {asking.max_new_tokens}: expected 1 or more')
     if asking.limit is not None and asking.limit < 1:
         raise InputError(f'limit={asking.limit}: give the number of questions of each task, 1 or '
                          'more')
@@ -114,11 +124,13 @@ class Job:
     max_new_tokens: int
     scorer: object  # `Scorer`
 
-    def verdict(self, i, text, cut_off):
-        "A prediction"
-        answer = self.scorer.answer(text, self.row['mode'])
-        correct = self.scorer.equal(answer, self.targets[i])
-        return dict(index=i, text=text, answer=answer, correct=correct, cut_off=cut_off)
+    def verdict(self, i, answer):
+        "A prediction; thoughts, and the special token that ended it, if there are any"
+        found = self.scorer.answer(answer.text, self.row['mode'])
+        more = dict(thoughts=split_thoughts(answer.text)[0].strip(), end=answer.end)
+        return dict(index=i, text=answer.text, answer=found,
+                    correct=self.scorer.equal(found, self.targets[i]), cut_off=answer.cut_off,
+                    **{name: x for name, x in more.items() if x})
 
 # %% ../nbs/15_evaluate.ipynb #c5076aaf
 def _prompt(benchmark, tokenizer, task, i, asking):
@@ -130,10 +142,12 @@ def _prompt(benchmark, tokenizer, task, i, asking):
 
 def _fitting(prompts, model, tokenizer, asking, task):
     "{row: tokens} of the prompts that fit the context; InputError: some do not"
-    from cotkd.generate import context_length, encode_prompts  # not above: it imports torch
-    encoded = encode_prompts(tokenizer, list(prompts.values()))
+    from cotkd.generate import check_tokens, encode_prompts  # not above: it imports torch
+    from cotkd.models import context_length
+    encoded = encode_prompts(tokenizer, list(prompts.values()), asking.chat)
+    check_tokens(model, encoded)
     lengths = dict(zip(prompts, map(len, encoded)))
-    context = context_length(model) or float('inf')
+    context = context_length(model.config)
     longest = max(lengths.values())
     if longest >= context and not asking.skip_long:
         raise InputError(
@@ -218,8 +232,8 @@ def _ask_rows(model, tokenizer, job, known, mine, part, asking, on_rows):
     done = dict(known)
     rows = list(job.prompts)
 
-    def keep(positions, texts, cut_off):
-        new = [job.verdict(rows[p], *answer) for p, *answer in zip(positions, texts, cut_off)]
+    def keep(positions, answers):
+        new = [job.verdict(rows[p], answer) for p, answer in zip(positions, answers)]
         done.update({line['index']: line for line in new})
         write_lines(part, done.values())
         on_rows(new)
@@ -227,7 +241,8 @@ def _ask_rows(model, tokenizer, job, known, mine, part, asking, on_rows):
     only = [p for p, i in enumerate(rows) if i in set(mine)]  # the prefix is that of all rows
     generate_batch(model, tokenizer, list(job.prompts.values()), stop=job.stop, only=only,
                    max_new_tokens=job.max_new_tokens, batch_size=asking.batch_size,
-                   temperature=asking.temperature, seed=job.row['seed'], on_batch=keep)
+                   temperature=asking.temperature, seed=job.row['seed'], chat=asking.chat,
+                   on_batch=keep)
 
 # %% ../nbs/15_evaluate.ipynb #dbe42e47
 class _Progress:

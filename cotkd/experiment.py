@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FROM_PAPER', 'MINILLM', 'PAIR', 'LLAMA_13B', 'TINYLLAMA', 'SMOLLM', 'PRESETS', 'AT_LEAST_ONE', 'ABOVE_ZERO',
-           'HELD_OUT', 'TEMPLATE_BYTES', 'Experiment', 'describe_preset', 'check_settings', 'check_batches',
-           'check_names', 'configure', 'choose_benchmark', 'askings', 'sample_fitting', 'training_rows', 'Member',
-           'members', 'place_of', 'Prepared', 'check_pair', 'shortest_context', 'check_lengths', 'untrained',
+           'HELD_OUT', 'TEMPLATE_BYTES', 'LATER', 'Experiment', 'describe_preset', 'check_settings', 'check_batches',
+           'check_names', 'read_config', 'configure', 'choose_benchmark', 'askings', 'sample_fitting', 'leave_out_long',
+           'training_rows', 'Member', 'members', 'place_of', 'Prepared', 'check_pair', 'check_rows', 'untrained',
            'reads_often', 'needed_bytes', 'check', 'data_identity', 'find_identities', 'Run', 'subject_of', 'unasked',
            'missing', 'draw', 'preset_name', 'run']
 
@@ -25,10 +25,10 @@ import pandas as pd
 from .arms import Arm, choose_arms, cross_entropy_share, find_arm, reference_arms
 from .bbh import Benchmark, bbh_benchmark, toy_benchmark
 from .evaluate import Asking, Subject, evaluate, unfinished
-from .files import InputError, check_claim, check_disk, claim, digest, file_digest
-from .files import read_json, write_json
+from .files import QUARANTINE, InputError, check_claim, check_disk, claim, data_files
+from .files import digest, file_digest, launched, read_json, write_json
 from .names import EMBEDDED, model_identity, parse_name
-from .prompt import MODES, encode
+from .prompt import MODES, chat_end, check_end, encode
 from .records import load_results, results_path
 from .toy import EVALUATED, MIX, make_toy
 
@@ -55,6 +55,7 @@ class Experiment:
     limit: int = 0  # ask a seeded sample of this many questions of each task; 0: ask all
     other_prompt: int = 50  # questions per task under the prompt that an arm was not trained for
     max_new_tokens: int = 320  # of an answer with its rationale
+    chat: bool = False  # rows and questions are laid out by the tokenizer's chat template
     trust_remote_code: bool = False  # run models' own code from the hub
 
 # %% ../nbs/20_experiment.ipynb #4c2b79ea
@@ -115,7 +116,7 @@ def check_settings(experiment: Experiment):
 # %% ../nbs/20_experiment.ipynb #cd5e0d9c
 def check_batches(experiment: Experiment):
     "Raise InputError for a batch that does not divide, or more rows in it than there are"
-    workers = int(os.environ.get('WORLD_SIZE', 1))
+    workers = launched()[1]
     if experiment.batch_size % workers:
         raise InputError(f'batch_size is {experiment.batch_size}, the rows of an update over all '
                          f'{workers} processes: expected a multiple of that')
@@ -142,13 +143,31 @@ def _parse(text, kind):
     return dict(true=True, false=False)[text.lower()] if kind is bool else kind(text)
 
 
+def read_config(
+    path,  # of a run's config.json
+) -> tuple:  # the Experiment, how many training runs of each arm, settings of the trainer
+    "What a run was, so that it can be repeated; raises InputError for another file"
+    found = read_json(path)
+    try:
+        experiment = Experiment(**found['settings'], arms=found['arms'])
+        return experiment, found['seeds'], found['trainer']
+    except (KeyError, TypeError) as error:
+        raise InputError(f'{path} is no config.json of a run of this version ({error}): name one '
+                         'of a run directory, or a preset') from None
+
+
 def configure(
-    preset: str,  # a key of `PRESETS`
+    preset: str,  # a key of `PRESETS`, or the path of a run's config.json
     settings: dict = None,  # field -> text, as given on the command line
 ) -> Experiment:
     "A preset with changed fields; InputError for an unknown preset or field, or a wrong value"
-    if preset not in PRESETS:
-        raise InputError(f'preset {preset!r} is unknown: choose from {", ".join(PRESETS)}')
+    if preset.endswith('.json') and Path(preset).is_file():
+        start = read_config(preset)[0]
+    elif preset in PRESETS:
+        start = PRESETS[preset]
+    else:
+        raise InputError(f'preset {preset!r} is unknown: choose from {", ".join(PRESETS)}, or name '
+                         'the config.json of a run')
     kinds = {field.name: field.type for field in fields(Experiment)}
     changes = {}
     for key, text in (settings or {}).items():
@@ -159,7 +178,7 @@ def configure(
             changes[key] = _parse(text, kind)
         except (ValueError, KeyError):
             raise InputError(f'setting {key}={text!r}: expected {kind.__name__}') from None
-    experiment = replace(PRESETS[preset], **changes)
+    experiment = replace(start, **changes)
     check_settings(experiment)
     return experiment
 
@@ -199,6 +218,7 @@ def askings(
         found.append(Asking(
             mode=mode, shots=experiment.shots, scorer=scorer,
             temperature=experiment.sampling_temperature, limit=min(limits, default=None),
+            chat=experiment.chat,
             skip_long=True,  # they are counted in the results, and are the same for all arms
             max_new_tokens=experiment.max_new_tokens if mode == 'cot' else None))
     return found
@@ -212,13 +232,18 @@ def sample_fitting(
     n: int,  # rows that are wanted
     tokenizer,
     max_tokens: int,  # of a row with its rationale
+    chat: bool = False,  # as in `encode`
 ):  # a Dataset
     "The first `n` rows of a seeded shuffle that are short enough, or as many as there are"
-    shuffled = ds.shuffle(seed=0)
+    return leave_out_long(ds.shuffle(seed=0), n, tokenizer, max_tokens, chat)
+
+
+def leave_out_long(ds, n, tokenizer, max_tokens, chat=False):
+    "The first `n` rows that are short enough; says how many were left out"
     kept = []
     seen = 0
-    for seen, row in enumerate(shuffled, 1):
-        if len(encode(row, tokenizer)['input_ids']) <= max_tokens:
+    for seen, row in enumerate(ds, 1):
+        if len(encode(row, tokenizer, chat=chat)['input_ids']) <= max_tokens:
             kept.append(seen - 1)
         if len(kept) == n:
             break
@@ -226,7 +251,7 @@ def sample_fitting(
         logging.getLogger(__name__).warning(
             f'{seen - len(kept)} of {seen} rows are longer than max_tokens={max_tokens} and are '
             'left out')
-    return shuffled.select(kept)
+    return ds.select(kept)
 
 # %% ../nbs/20_experiment.ipynb #8e41d900
 def training_rows(
@@ -244,12 +269,12 @@ def training_rows(
     from datasets import concatenate_datasets
     from cotkd.data import load_cot, split_cot
     ds = load_cot(experiment.data, quarantine=quarantine)
+    how = dict(max_tokens=experiment.max_tokens, chat=experiment.chat)
     if not experiment.dev:
-        train = sample_fitting(ds, experiment.rows, tokenizer, experiment.max_tokens)
-        return train, 0
+        return sample_fitting(ds, experiment.rows, tokenizer, **how), 0
     train, held_out = split_cot(ds, experiment.dev)
-    train = sample_fitting(train, experiment.rows, tokenizer, experiment.max_tokens)
-    held_out = sample_fitting(held_out, HELD_OUT, tokenizer, experiment.max_tokens)
+    train = sample_fitting(train, experiment.rows, tokenizer, **how)
+    held_out = sample_fitting(held_out, HELD_OUT, tokenizer, **how)
     return concatenate_datasets([train, held_out]), len(held_out)
 
 # %% ../nbs/20_experiment.ipynb #b86b3329
@@ -295,51 +320,35 @@ class Prepared:
 # %% ../nbs/20_experiment.ipynb #4b07ce42
 def check_pair(
     experiment: Experiment,
-) -> tuple:  # tokenizer, real tokens that both models share
+) -> tuple:  # tokenizer, `Limits` of both models
     "Teacher and student exist and speak one vocabulary; InputError otherwise; loads no model"
-    from cotkd.models import align_vocab, load_config, load_tokenizer
+    from cotkd.models import align_vocab, limits_of, load_config, load_tokenizer
     remote = experiment.trust_remote_code
     names = experiment.teacher, experiment.student
     tokenizers = [load_tokenizer(name, remote) for name in names]
     vocab = align_vocab(*tokenizers)
-    if tokenizers[0].eos_token_id is None:
-        raise InputError(f'the tokenizer of {experiment.teacher!r} has no end-of-text token: a '
-                         'student could not learn to stop; set eos_token in its directory')
-    for name in names:
-        size = load_config(name, remote).get_text_config().vocab_size
-        if size < vocab:
-            raise InputError(f'{name!r} has {size:,} rows in its vocabulary, its tokenizer '
-                             f'{vocab:,} tokens: use the tokenizer it was trained with')
-    return tokenizers[0], vocab
+    check_end(tokenizers[0], experiment.teacher)
+    if experiment.chat:
+        chat_end(tokenizers[0])
+    return tokenizers[0], limits_of([load_config(name, remote) for name in names], vocab)
 
 # %% ../nbs/20_experiment.ipynb #f06ece7a
-def shortest_context(experiment: Experiment) -> float:  # tokens; infinity: not said
-    "Of teacher and student"
-    from cotkd.models import load_config
-    contexts = []
-    for name in (experiment.teacher, experiment.student):
-        config = load_config(name, experiment.trust_remote_code).get_text_config()
-        contexts.append(getattr(config, 'max_position_embeddings', None) or math.inf)
-    return min(contexts)
-
-
 TEMPLATE_BYTES = 100  # of the words around a row, at most
 
 
-def check_lengths(
+def check_rows(
     rows,  # to train on
     tokenizer,
-    context: float,  # tokens
+    limits,  # of both models, from `limits_of`
+    chat: bool = False,  # rows become conversations
 ):
-    "Raise InputError for a row that goes beyond the context"
+    "Raise InputError for a row that one of the models cannot read"
+    # a token is a byte at least, so that few rows have to be encoded
+    sure = 0 if chat or len(tokenizer) > limits.tokens else limits.positions - TEMPLATE_BYTES
     for row in rows:
         text = row['source'] + row['rationale'] + row['target']
-        if len(text.encode()) + TEMPLATE_BYTES <= context:
-            continue
-        length = len(encode(row, tokenizer)['input_ids'])
-        if length > context:
-            raise InputError(f'a row has {length} tokens, the context of these models {context}: '
-                             'set max_tokens to that, or leave such rows out of the data')
+        if len(text.encode()) > sure:
+            limits.check(encode(row, tokenizer, chat=chat), tokenizer)
 
 # %% ../nbs/20_experiment.ipynb #dd926c1b
 def untrained(
@@ -407,22 +416,25 @@ def check(
     benchmark: Benchmark,  # from `choose_benchmark`
     out,  # run directory
     seeds: int = 1,  # training runs of each arm
+    trainer: dict = {},  # further `TrainingArguments`
 ) -> Prepared:
     "Everything that can be known to be wrong, before a model works; raises InputError"
+    from cotkd.distill import check_trainer_settings
     check_settings(experiment)
     check_batches(experiment)
     check_names(experiment)
-    tokenizer, vocab = check_pair(experiment)
-    quarantine = Path(out).with_name(f'{Path(out).name}.quarantine.jsonl')
+    check_trainer_settings(trainer)
+    tokenizer, limits = check_pair(experiment)
+    quarantine = Path(out).with_name(f'{Path(out).name}{QUARANTINE}')
     rows, held_out = training_rows(experiment, benchmark, tokenizer, quarantine)
     if len(rows) - held_out < experiment.batch_size:
         raise InputError(f'{experiment.data}: {len(rows) - held_out} rows have '
                          f'{experiment.max_tokens} tokens or fewer, which is no update of '
                          f'{experiment.batch_size}: raise max_tokens, or name other data')
-    check_lengths(rows, tokenizer, shortest_context(experiment))
+    check_rows(rows, tokenizer, limits, experiment.chat)
     needed = needed_bytes(experiment, out, rows, tokenizer, seeds)
     check_disk(out, needed, 'students, checkpoints and caches')
-    return Prepared(tokenizer, vocab, rows, held_out)
+    return Prepared(tokenizer, limits.tokens, rows, held_out)
 
 # %% ../nbs/20_experiment.ipynb #3a4f36a5
 def data_identity(source: str) -> str:  # as `Experiment.data`
@@ -431,7 +443,7 @@ def data_identity(source: str) -> str:  # as `Experiment.data`
     if path.is_file():
         return file_digest(path)
     if path.is_dir():
-        return digest({p.name: file_digest(p) for p in sorted(path.glob('*.jsonl'))})
+        return digest({p.name: file_digest(p) for p in data_files(path)})
     return source
 
 
@@ -443,6 +455,9 @@ def find_identities(experiment: Experiment) -> dict:
                 data=data_identity(experiment.data))
 
 # %% ../nbs/20_experiment.ipynb #86ba2728
+LATER = dict(chat=False)  # settings that came later, and how it was before
+
+
 @dataclass
 class Run:
     "One experiment in one directory"
@@ -462,6 +477,9 @@ class Run:
         "What another run in this directory would differ in"
         settings = asdict(self.experiment)
         del settings['arms']  # an arm more is the same experiment, and so is a seed more
+        for name, before in LATER.items():
+            if settings[name] == before:  # so that a run from before there was one goes on
+                del settings[name]
         shots = self.experiment.shots
         prompts = [self.benchmark.prompt(task, items[0]['input'], mode, shots)
                    for task, items in self.benchmark.items.items() for mode in MODES]
@@ -516,7 +534,7 @@ def _load_teacher(run, arm, prepared):
     if not reads_often(experiment, run.seeds):
         return load_lm(experiment.teacher, trust_remote_code=experiment.trust_remote_code)[0]
     where = run.out/'cache'/arm.mode
-    write_cache(experiment.teacher, prepared.rows, where, arm.mode,
+    write_cache(experiment.teacher, prepared.rows, where, arm.mode, chat=experiment.chat,
                 trust_remote_code=experiment.trust_remote_code)
     processes().wait_for_everyone()  # each process wrote its share
     return TeacherCache(where)
@@ -528,7 +546,8 @@ def _train_config(run, arm, seed):
     lr = experiment.kd_lr if arm.rationale == 'none' else experiment.kd_cot_lr
     return KDConfig(lr=lr, batch_size=experiment.batch_size, epochs=experiment.epochs,
                     temperature=experiment.temperature, ce_weight=cross_entropy_share(arm.loss),
-                    lora_rank=experiment.lora_rank, seed=seed, trainer=run.trainer)
+                    lora_rank=experiment.lora_rank, chat=experiment.chat, seed=seed,
+                    trainer=run.trainer)
 
 # %% ../nbs/20_experiment.ipynb #75660a3f
 def _train(run, member, teacher, prepared):
@@ -644,6 +663,14 @@ def preset_name(experiment: Experiment) -> str:
     return next((name for name, e in PRESETS.items() if e == experiment), 'custom')
 
 # %% ../nbs/20_experiment.ipynb #7d223ff0
+def _check_repeats(run, old):
+    "Raise InputError where the models, the rows or the questions are not those of the old run"
+    for part in ('identities', 'questions'):
+        if old and old.get(part) != run.belongs()[part]:
+            raise InputError(f'{part} are {run.belongs()[part]}, of the run that is to come out '
+                             f'again {old.get(part)}: point at the same models, data and benchmark')
+
+
 def run(
     experiment: Experiment,
     out,  # run directory
@@ -652,6 +679,7 @@ def run(
     preset: str = None,  # its name, for the record
     command: str = None,  # how it was started, for the record
     trainer: dict = {},  # further `TrainingArguments`
+    repeats: dict = None,  # config of a run that is to come out again
 ) -> Path:  # report.html
     "All arms of one experiment, start to report; what is there already is not done again"
     for check_lightly in (check_settings, check_batches, check_names):
@@ -659,12 +687,13 @@ def run(
     benchmark = choose_benchmark(experiment, bbh)
     this = Run(experiment, Path(out), benchmark, seeds, trainer, find_identities(experiment))
     check_claim(this.out, 'config.json', this.belongs(), 'run')
+    _check_repeats(this, repeats or {})
     if missing(this):
         from cotkd.models import alone  # here, since a finished run does without PyTorch
-        prepared = check(experiment, benchmark, out, seeds)
+        prepared = check(experiment, benchmark, out, seeds, trainer)
         with alone(this.out, 'this run'):
             _work(this, prepared, dict(preset=preset or preset_name(experiment), command=command))
-    if os.environ.get('RANK', '0') == '0' and not _is_drawn(this.out):
+    if launched()[0] == 0 and not _is_drawn(this.out):
         draw(this.out, {task: [item['input'] for item in items]
                         for task, items in benchmark.items.items()})
     return this.out/'report.html'

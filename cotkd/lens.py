@@ -16,7 +16,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from .files import InputError
+from .files import InputError, visible
 from .losses import kd_loss
 from .prompt import QUESTION, encode
 
@@ -68,6 +68,13 @@ _BOX = ('max-width:50em;padding:.5em .8em;color:#111;background:#fff;line-height
         'white-space:pre-wrap;overflow-wrap:anywhere')
 
 
+_NO_MATH = 'tex2jax_ignore mathjax_ignore'  # classes in which a notebook leaves a $ alone
+
+
+def _escaped(text):
+    return html.escape(visible(text))
+
+
 def _shade(nats):
     "Background of a token; the darkest still carries black text"
     return to_hex(colormaps['Oranges'](.65 * (1 - math.exp(-nats))))
@@ -79,45 +86,53 @@ def _title(lens, student, i):
     for name in 'teacher', student:
         best = ', '.join(f'{text!r} {100 * p:.0f}%' for text, p in lens.top[name][i])
         lines.append(f'{name}: {best}')
-    return html.escape('\n'.join(lines))
+    return _escaped('\n'.join(lines))
 
 # %% ../nbs/11_lens.ipynb #632e7098
 def show_tokens(
     lens: Lens,
     student: str,  # a column of `lens.kl`
     picked: int = None,  # number of a token to put a frame around
-) -> str:  # HTML; the texts are escaped
+) -> str:  # HTML; the texts are escaped, and what cannot be seen is written out
     "Colour each token by the student's divergence there"
     parts = []
     for i, token in enumerate(lens.tokens):
         frame = 'outline:2px solid #0072B2;' if i == picked else ''
         style = f'background:{_shade(lens.kl[student][i])};{frame}'
         title = _title(lens, student, i)
-        parts.append(f'<span style="{style}" title="{title}">{html.escape(token)}</span>')
+        parts.append(f'<span style="{style}" title="{title}">{_escaped(token)}</span>')
     mean = lens.kl[student].mean()
-    return (f'<div style="{_BOX}"><b>{html.escape(student)}</b>, {mean:.2f} nats per token\n'
-            f'{"".join(parts)}</div>')
+    return (f'<div class="{_NO_MATH}" style="{_BOX}"><b>{_escaped(student)}</b>, '
+            f'{mean:.2f} nats per token\n{"".join(parts)}</div>')
 
 # %% ../nbs/11_lens.ipynb #925bc7f9
+def _bars(ax, top, token):
+    "The likeliest tokens of one model at one place; `token`: the one that the example has there"
+    texts, share = zip(*reversed(top))
+    colours = ['#0072B2' if text == token else '0.75' for text in texts]
+    ax.barh(range(len(texts)), [100 * p for p in share], color=colours)
+    ax.set_yticks(range(len(texts)), map(repr, texts))
+    ax.set(xlabel='probability, %', xlim=(0, 100))
+    ax.spines[['top', 'right']].set_visible(False)
+
+
 def plot_token(
     lens: Lens,
     i: int,  # number of the token, from 0
 ) -> plt.Figure:
     "The likeliest next tokens of every model, in the place of one token of the example"
-    fig, axes = plt.subplots(1, len(lens.top), figsize=(2.9 * len(lens.top), 2.2), sharex=True,
-                             layout='constrained')
-    for ax, (name, top) in zip(axes, lens.top.items()):
-        texts, share = zip(*reversed(top[i]))
-        colours = ['#0072B2' if text == lens.tokens[i] else '0.75' for text in texts]
-        ax.barh(range(len(texts)), [100 * p for p in share], color=colours)
-        ax.set_yticks(range(len(texts)), map(repr, texts))
-        title = name if name == 'teacher' else f'{name}: {lens.kl[name][i]:.2f} nats'
-        ax.set_title(title, fontsize=10, loc='left')
-        ax.set(xlabel='probability, %', xlim=(0, 100))
-        ax.spines[['top', 'right']].set_visible(False)
-    read = ''.join(lens.tokens[max(i - 8, 0):i])
-    fig.suptitle(f'having read …{read!r}, where the example goes on with {lens.tokens[i]!r} (blue)',
-                 fontsize=10, x=.01, ha='left')
+    token, read = lens.tokens[i], ''.join(lens.tokens[max(i - 8, 0):i])
+    fig = plt.figure(figsize=(2.9 * len(lens.top), 2.2), layout='constrained')
+    with plt.rc_context({'text.parse_math': False}):  # the $ of a token is a dollar
+        axes = fig.subplots(1, len(lens.top), sharex=True)
+        for ax, (name, top) in zip(axes, lens.top.items()):
+            _bars(ax, top[i], token)
+            title = visible(name)
+            if name != 'teacher':
+                title += f': {lens.kl[name][i]:.2f} nats'
+            ax.set_title(title, fontsize=10, loc='left')
+        fig.suptitle(f'having read …{read!r}, where the example goes on with {token!r} (blue)',
+                     fontsize=10, x=.01, ha='left')
     return fig
 
 # %% ../nbs/11_lens.ipynb #a79fb6ed

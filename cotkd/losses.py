@@ -31,7 +31,8 @@ def tvd(d, p, q):
 # %% ../nbs/07_losses.ipynb #0ddacc25
 def _log_mix(d, a):
     "log m/q and log p/m from d = log p/q: no overflow, and small d keep their digits"
-    r = torch.log1p(torch.where(d > 0, 1 - a, a) * torch.expm1(-d.abs()))
+    weight = torch.where(d > 0, d.new_tensor(1 - a), d.new_tensor(a))
+    r = torch.log1p(weight * torch.expm1(-d.abs()))
     return d.clamp(min=0) + r, d.clamp(max=0) - r
 
 

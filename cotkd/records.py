@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['KEY', 'FIELDS', 'DEFAULTS', 'SETTING', 'SIMULATED', 'check_row', 'results_path', 'read_results', 'write_result',
-           'result_key', 'prediction_path', 'read_predictions', 'load_results', 'packaged_results', 'setting',
-           'item_scores', 'pair_items', 'drop_defects', 'simulated_results']
+           'result_key', 'path_part', 'prediction_path', 'read_predictions', 'load_results', 'packaged_results',
+           'setting', 'results_of', 'item_scores', 'contrast_setting', 'pair_items', 'name_label', 'why_unpaired',
+           'starts', 'same_student', 'drop_defects', 'simulated_results']
 
 # %% ../nbs/14_records.ipynb #fda9becb
 import json
+import math
+import re
 from importlib import resources
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
 from .arms import ARMS, Asked, Contrast, find_arm
 from .bbh import find_benchmark
-from .files import InputError, read_lines, taking_turns, write_lines
+from .files import InputError, digest, read_lines, taking_turns, visible, write_lines
 from .prompt import MODES
 
 # %% ../nbs/14_records.ipynb #208ba8e3
@@ -46,6 +50,36 @@ FIELDS = {
 DEFAULTS = dict(truncated=0, weights=None, start=None, temperature=0., chat=False, recipe=None)
 
 # %% ../nbs/14_records.ipynb #df313f95
+def _is_text(x):
+    return isinstance(x, str) and not re.search('[\ud800-\udfff]', x)  # half a character
+
+
+def _is_text_or_null(x):
+    return x is None or _is_text(x)
+
+
+def _is_whole(x):
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _is_count(x):
+    return _is_whole(x) and x >= 0
+
+
+def _is_number(x):
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+# %% ../nbs/14_records.ipynb #fd1f2ef4
+_EXPECTED = {
+    'text': (_is_text, ('arm', 'task', 'scorer', 'benchmark', 'items')),
+    'text or null': (_is_text_or_null, ('model', 'weights', 'start', 'recipe')),
+    'a whole number': (_is_whole, ('seed', 'n', 'correct')),
+    'a whole number from 0 up': (_is_count, ('shots', 'skipped', 'truncated')),
+    'one of ' + ', '.join(MODES): (lambda x: _is_text(x) and x in MODES, ('mode',)),
+    'one of True, False': (lambda x: isinstance(x, bool), ('chat',)),
+    'a number from 0 (greedy) up': (lambda x: _is_number(x) and x >= 0, ('temperature',))}
+
+# %% ../nbs/14_records.ipynb #97b8855b
 def check_row(
     row,  # any parsed JSON value
 ) -> dict:  # with its defaults
@@ -56,24 +90,33 @@ def check_row(
     missing = [field for field in FIELDS if field not in row]
     if missing:
         raise ValueError(f'no {", ".join(missing)}: a result has the keys {", ".join(FIELDS)}')
-    if row['mode'] not in MODES:
-        raise ValueError(f"mode is {row['mode']!r}, expected one of {', '.join(MODES)}")
-    if row['chat'] not in (True, False):
-        raise ValueError(f"chat is {row['chat']!r}, expected one of True, False")
+    for what, (fits, fields) in _EXPECTED.items():
+        for field in fields:
+            if not fits(row[field]):
+                raise ValueError(f'{field} is {_short(row[field])}, expected {what}')
     _check_items(row)
-    temperature = row['temperature']
-    if not (isinstance(temperature, (int, float)) and temperature >= 0):
-        raise ValueError(f'temperature is {temperature!r}, expected a number from 0 (greedy) up')
     return row
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + '…'
 
 # %% ../nbs/14_records.ipynb #d45fed83
 def _check_items(row):
     items, n, index = row['items'], row['n'], row['index']
-    if not (isinstance(items, str) and set(items) <= {'0', '1'} and len(items) == n):
+    if not (set(items) <= {'0', '1'} and len(items) == n):
         raise ValueError(f'items must be n = {n} characters 0 or 1, one for each question')
     if items.count('1') != row['correct']:
         raise ValueError(f"correct is {row['correct']}, items hold {items.count('1')}")
-    if index is not None and not len(index) == len(set(index)) == n:
+    if index is None:
+        return
+    if not isinstance(index, list):
+        raise ValueError(f'index is {_short(index)}, expected a list of row numbers, or null')
+    wrong = [i for i in index if not _is_count(i)]
+    if wrong:
+        raise ValueError(f'index holds {_short(wrong[0])}, expected row numbers from 0 up')
+    if not len(index) == len(set(index)) == n:
         raise ValueError(f'index must be null or n = {n} different row numbers')
 
 # %% ../nbs/14_records.ipynb #cbdeed42
@@ -106,6 +149,27 @@ def result_key(row: dict) -> tuple:
     "What names a result"
     return tuple(row.get(field) for field in KEY)
 
+# %% ../nbs/14_records.ipynb #454b6f12
+_UNFIT = r'\x00-\x1f\x7f\ud800-\udfff/\\%:*?"<>|'  # by some system, or by our quoting
+_PLAIN = re.compile(rf'(?![.\s])[^{_UNFIT}]+(?<![.\s])')
+_LONGEST = 180  # bytes; most file systems take 255, and a suffix of ours comes on top
+
+
+def path_part(
+    name: str,  # of an arm or a task, whatever it is
+) -> str:  # a file name that no other name has; plain names stay as they are
+    "A name that cannot leave its directory"
+    if _PLAIN.fullmatch(name) and len(name.encode()) <= _LONGEST:
+        return name
+    quoted = quote(name, safe='', errors='surrogatepass')
+    if quoted[:1] in ('', '.'):
+        quoted = '%2E' + quoted[1:] if quoted else '%'
+    if quoted.endswith('.'):  # Windows would drop it
+        quoted = quoted[:-1] + '%2E'
+    if len(quoted) > _LONGEST:  # no quoted name holds %%
+        quoted = f'{quoted[:100]}%%{digest(quoted)}'
+    return quoted
+
 # %% ../nbs/14_records.ipynb #5898526f
 def prediction_path(
     run_dir,
@@ -113,7 +177,8 @@ def prediction_path(
 ) -> Path:
     "Where the texts behind a result lie: predictions/ARM/MODE-SHOTS-SEED/TASK.jsonl"
     how = f"{row['mode']}-{row['shots']}-{row['seed']}"
-    return Path(run_dir)/'predictions'/row['arm']/how/f"{row['task']}.jsonl"
+    place = Path(run_dir)/'predictions'/path_part(row['arm'])/how
+    return place/f"{path_part(row['task'])}.jsonl"
 
 
 _PREDICTION = ('text', 'answer', 'correct')
@@ -133,6 +198,10 @@ def read_predictions(
                          'again') from None
 
 # %% ../nbs/14_records.ipynb #47f6cdef
+def _refuse_constant(name):
+    raise ValueError(f'{name} is no number of JSON')
+
+
 def _read(path):
     "Checked rows of one results.jsonl, each with the place it stands in"
     file = results_path(path) if Path(path).is_dir() else Path(path)
@@ -143,7 +212,8 @@ def _read(path):
         if not line.strip():
             continue
         try:
-            yield check_row(json.loads(line)), f'{file}, line {number}'
+            row = json.loads(line, parse_constant=_refuse_constant)
+            yield check_row(row), f'{file}, line {number}'
         except (ValueError, TypeError) as error:
             raise InputError(f'{file}, line {number}: {error}; remove the line, then run the same '
                              'evaluation again') from None
@@ -154,20 +224,28 @@ def load_results(
     shots: int = None,  # keep only results with this many examples in the prompt
 ) -> pd.DataFrame:  # a row for each arm, task, mode, shots and seed
     "All results of one or several runs; InputError: a damaged line, or two that contradict"
-    seen = {}
+    seen, held = {}, set()
     for path in paths:
         for row, place in _read(path):
+            held.add(row['shots'])
             if shots not in (None, row['shots']):
                 continue
             old, where = seen.setdefault(result_key(row), (row, place))
             if old != row:
-                name = ' '.join(map(str, result_key(row)))
+                name = ' '.join(map(visible, result_key(row)))
                 raise InputError(f'two different results for {name}: {where} and {place}; pass '
                                  'one of them')
     if not seen:
-        raise InputError(f'no result in {", ".join(map(str, paths)) or "an empty list of paths"}: '
-                         'evaluate at least one arm first')
+        raise _no_result(paths, shots, held)
     return pd.DataFrame([row for row, _ in seen.values()])[[*FIELDS]]
+
+
+def _no_result(paths, shots, held):
+    names = ', '.join(map(str, paths)) or 'an empty list of paths'
+    if held:
+        there = ' and '.join(map(str, sorted(held)))
+        return InputError(f'no result in {names} has shots {shots}: these have {there}')
+    return InputError(f'no result in {names}: evaluate at least one arm first')
 
 # %% ../nbs/14_records.ipynb #ac60c44c
 def packaged_results(
@@ -189,36 +267,130 @@ def setting(
                          'chosen')
     for key in SETTING:
         if results[key].nunique() > 1:
-            both = ' and '.join(map(str, sorted(results[key].unique())))
-            raise InputError(f'results mix {key} {both}: compare one {key} at a time')
+            raise _mixture(key, sorted(results[key].unique()))
     return results.iloc[0][[*SETTING]].to_dict()
 
+
+def _mixture(key, values):
+    both = ' and '.join(map(visible, values))
+    how = 'give the runs, or the arms, of one of them'
+    if key == 'shots':
+        how = 'choose with ' + ' or '.join(f'--shots {value}' for value in values)
+    return InputError(f'results mix {key} {both}: compare one {key} at a time; {how}')
+
 # %% ../nbs/14_records.ipynb #dd51f107
+def results_of(
+    results: pd.DataFrame,  # from `load_results`
+    asked: Asked,  # an arm and its prompt
+) -> pd.DataFrame:
+    "Those of one arm under one prompt"
+    return results[(results.arm == asked.arm) & (results['mode'] == asked.mode)]
+
+
 def item_scores(
     results: pd.DataFrame,  # from `load_results`
     asked: Asked,  # an arm and its prompt
 ) -> pd.DataFrame:  # task, seed, index, score
     "Verdicts, one row per question and seed"
-    part = results[(results.arm == asked.arm) & (results['mode'] == asked.mode)]
     rows = []
-    for row in part.to_dict('records'):
+    for row in results_of(results, asked).to_dict('records'):
         index = row['index'] if isinstance(row['index'], list) else range(row['n'])
         rows += [(row['task'], row['seed'], i, int(x)) for i, x in zip(index, row['items'])]
-    return pd.DataFrame(rows, columns=['task', 'seed', 'index', 'score'])
+    found = pd.DataFrame(rows, columns=['task', 'seed', 'index', 'score'])
+    return found.astype(dict(seed=int, index=int, score=int))  # also where there is none
+
+# %% ../nbs/14_records.ipynb #815ad875
+def contrast_setting(
+    results: pd.DataFrame,  # from `load_results`
+    contrast: Contrast,  # two arms, each under a prompt
+) -> dict:  # as from `setting`
+    "The one way in which both sides were asked; raises InputError where they differ"
+    parts = [results_of(results, side) for side in (contrast.a, contrast.b)]
+    for part in parts:
+        _check_one_model(part)
+    sides = pd.concat(parts)
+    return setting(results if sides.empty else sides)
 
 
+def _check_one_model(part):
+    "Results of an arm: those of one seed come from one student"
+    for seed, rows in part.groupby('seed'):
+        found = sorted(rows.weights.dropna().unique())
+        if len(found) > 1:
+            arm, names = visible(rows.arm.iloc[0]), ' and '.join(visible(x[:12]) for x in found)
+            raise InputError(f'arm {arm}, seed {seed} holds answers of different models (weights '
+                             f'{names}): give the runs of one of them')
+
+# %% ../nbs/14_records.ipynb #40420d0e
 def pair_items(
     results: pd.DataFrame,  # from `load_results`
     contrast: Contrast,  # two arms, each under a prompt
 ) -> pd.DataFrame:  # task, seed, index, a, b
     "Both arms' verdicts on the questions that both answered, under every seed they share"
-    setting(results)
+    contrast_setting(results, contrast)
     a, b = item_scores(results, contrast.a), item_scores(results, contrast.b)
     both = a.merge(b, on=['task', 'seed', 'index'], suffixes=('_a', '_b'))
     both = both.rename(columns=dict(score_a='a', score_b='b'))
     seeds = both.groupby('task').seed.transform('nunique')
     answered = both.groupby(['task', 'index']).seed.transform('nunique')
     return both[answered == seeds].reset_index(drop=True)
+
+# %% ../nbs/14_records.ipynb #9001dce4
+def name_label(
+    name: str,
+    longest: int = 36,  # characters
+) -> str:
+    "A name as tables and figures show it: one line, nothing hidden, the middle of a long one cut"
+    text = visible(name).replace('\n', r'\n').replace('\t', r'\t') or "''"
+    if len(text) <= longest:
+        return text
+    kept = longest - 9  # beside … and six digits that no other name has
+    return f'{text[:kept - kept // 3]}…{text[-(kept // 3):]} #{digest(text)[:6]}'
+
+# %% ../nbs/14_records.ipynb #609928bd
+def why_unpaired(
+    results: pd.DataFrame,  # from `load_results`
+    contrast: Contrast,  # two arms, each under a prompt
+) -> str:  # '' where there is a pair
+    "Why no question can be paired: the first thing in which both sides have nothing in common"
+    if len(pair_items(results, contrast)):
+        return ''
+    a, b = item_scores(results, contrast.a), item_scores(results, contrast.b)
+    for side, scores in (contrast.a, a), (contrast.b, b):
+        if scores.empty:
+            return f'{name_label(side.label)} has no answers yet: the run is not finished'
+    for field, name in ('task', 'tasks'), ('seed', 'seeds'):
+        sides = [sorted(scores[field].unique()) for scores in (a, b)]
+        if not set(sides[0]) & set(sides[1]):
+            return f'they have other {name}, ' + ' / '.join(map(_listed, sides))
+    if a.merge(b, on=['task', 'seed']).empty:
+        return 'they share no task under one seed'
+    if a.merge(b, on=['task', 'seed', 'index']).empty:
+        return 'they were asked other rows of the same tasks'
+    return 'they share no row under every seed of a task'
+
+
+def _listed(values):
+    few = ', '.join(name_label(str(value)) for value in values[:3])
+    return few if len(values) <= 3 else f'{few} and {len(values) - 3} more'
+
+# %% ../nbs/14_records.ipynb #20c782e5
+def starts(
+    results: pd.DataFrame,  # from `load_results`
+    asked: Asked,  # an arm and its prompt
+) -> set:  # of identities; empty where none is known
+    "The students an arm was trained from; the base student is its own"
+    part = results_of(results, asked)
+    known = part.weights if asked.arm == 'student' else part.start
+    return set(known.dropna())
+
+
+def same_student(
+    results: pd.DataFrame,  # from `load_results`
+    contrast: Contrast,
+) -> bool:  # also where it is not known
+    "Do both sides of a contrast come from one student?"
+    return len(starts(results, contrast.a) | starts(results, contrast.b)) <= 1
 
 # %% ../nbs/14_records.ipynb #986c3249
 def drop_defects(

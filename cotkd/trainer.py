@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['side_of', 'KDConfig', 'Distiller', 'span_sums', 'SeededSampler', 'UpdateTrainer', 'StudentTrainer', 'load_student',
-           'with_adapters', 'check_rows', 'check_trainer', 'KDTrainer', 'per_token']
+           'adapted_layers', 'with_adapters', 'check_rows', 'check_trainer', 'KDTrainer', 'per_token']
 
 # %% ../nbs/09_trainer.ipynb #aa0ba040
 import hashlib
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from fastcore.basics import patch
 from transformers import Trainer
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
 from .cache import TeacherCache, supervised_hidden
 from .files import InputError
 from .losses import Objective, Side, fused_loss
-from .models import check_head, packs, read_head
+from .models import check_finite, check_head, is_mixture, packs, read_head
 from .prompt import ANSWER, RATIONALE, KDCollator, split_by_length
 
 # %% ../nbs/09_trainer.ipynb #1bd54872
@@ -44,6 +47,7 @@ class KDConfig:
     rationale_weight: float = 1.  # of a rationale token in the loss
     answer_weight: float = 1.  # of an answer token in the loss
     lora_rank: int = 0  # train low-rank adapters of this rank (dropout 0.1); 0: all weights
+    chat: bool = False  # rows are laid out by the tokenizer's chat template
     seed: int = 0  # of the order of the rows, of adapters and of dropout
     trainer: dict = field(default_factory=dict)  # anything else of `TrainingArguments`
 
@@ -161,7 +165,7 @@ def span_sums(
     teacher: Side | None,  # of the same batch
     batch: dict,  # from `KDCollator`
 ) -> torch.Tensor:  # (2, 3): for rationale and answer: KL (forward, T = 1), NLL, tokens
-    "Nats, summed over the tokens of each span; the KL is NaN without a teacher"
+    "Nats, summed over the tokens of each span; the KL is 0 without a teacher"
     labels, spans = _supervised(batch, 'labels', 'spans')
     sums = torch.zeros(2, 3, device=labels.device)
     for i, span in enumerate((RATIONALE, ANSWER)):
@@ -171,9 +175,7 @@ def span_sums(
             continue
         sides = _rows_of(student, on), _rows_of(teacher, on)
         nll = fused_loss(*sides, _NLL, vocab=distiller.vocab, labels=labels[on])
-        kl = nll * torch.nan
-        if teacher:
-            kl = fused_loss(*sides, vocab=distiller.vocab)
+        kl = fused_loss(*sides, vocab=distiller.vocab) if teacher else torch.zeros_like(nll)
         sums[i] = torch.stack([kl, nll, n / n]) * n
     return sums
 
@@ -240,7 +242,25 @@ def training_step(self: UpdateTrainer, model, inputs, num_items_in_batch=None):
             part = self.compute_loss(model, batches[min(i, len(batches) - 1)]) * share
             self.accelerator.backward(part)
         loss = loss + part.detach()
+    self.check_update(model, loss)
     return loss
+
+# %% ../nbs/09_trainer.ipynb #007db489
+@patch
+def check_update(
+    self: UpdateTrainer,
+    model,
+    loss: torch.Tensor,
+):
+    "Raise InputError for a loss or a gradient that is NaN or infinite; nothing has changed yet"
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm  # of shards
+    scaled = self.accelerator.scaler is not None  # for float16, which skips such updates itself
+    if loss.isfinite() and (scaled or norm.isfinite()):
+        return
+    raise InputError(f'update {self.state.global_step + 1}: the loss is {loss.item():.3g}, the '
+                     f'norm of its gradient {norm.item():.3g}. The weights and the last checkpoint '
+                     'are as they were before; try a smaller --lr, or another precision')
 
 # %% ../nbs/09_trainer.ipynb #50970e7a
 @patch
@@ -262,6 +282,7 @@ class StudentTrainer(UpdateTrainer):
     "The weights that it saves and loads are those of the student in a `Distiller`"
 
     def _save(self, output_dir=None, state_dict=None):
+        check_finite(self.model.student, 'the student')
         if not self.args.should_save:
             return
         directory = output_dir or self.args.output_dir
@@ -296,16 +317,36 @@ def load_student(
     saved = type(student).from_pretrained(directory, dtype=student.dtype)
     student.load_state_dict(saved.state_dict())
 
+# %% ../nbs/09_trainer.ipynb #fd18f702
+_OF_EXPERTS = ('gate_proj', 'up_proj', 'down_proj', 'w1', 'w2', 'w3')
+_OF_MAMBA = ('out_proj', 'conv1d')  # fused into its kernel, past any adapter
+
+
+def adapted_layers(model) -> list:  # names of modules
+    "The linear layers that get adapters: all but the head, experts, and what Mamba reads itself"
+    left_out = _OF_EXPERTS if is_mixture(model) else ()
+    if 'mamba' in model.config.model_type:
+        left_out += _OF_MAMBA
+    head = model.get_output_embeddings()
+    return [name for name, module in model.named_modules()
+            if type(module) in (torch.nn.Linear, Conv1D) and module is not head
+            and name.split('.')[-1] not in left_out]
+
 
 def with_adapters(
     student,  # a causal language model
     rank: int,  # of the adapters; alpha is the same
 ):  # the model wrapped by peft
-    "Low-rank adapters on all linear layers but the head, with dropout 0.1"
+    "Low-rank adapters on `adapted_layers`, with dropout 0.1 (the paper); InputError: none fit"
     from peft import LoraConfig, get_peft_model
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=.1, target_modules='all-linear',
-                        task_type='CAUSAL_LM')
-    return get_peft_model(student, config)
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=.1, task_type='CAUSAL_LM',
+                        target_modules=adapted_layers(student))
+    try:
+        return get_peft_model(student, config)
+    except ValueError as error:
+        raise InputError(f'peft puts no adapters on a {type(student).__name__} '
+                         f'({str(error).splitlines()[0]}): train all of its weights (lora_rank 0), '
+                         'or a model of another family') from error
 
 # %% ../nbs/09_trainer.ipynb #e6c49f16
 def check_rows(
@@ -388,7 +429,11 @@ class KDTrainer(StudentTrainer):
         check_trainer(models, args, len(encoded), teacher, dev)
         for model in models[1:]:
             model.requires_grad_(False).eval().to(args.device)
-        pack = args.device.type == 'cuda' and all(map(packs, models))
+        gpu = args.device.type == 'cuda'
+        pack = gpu and all(map(packs, models))
+        if gpu and not pack:
+            logging.get_logger(__name__).warning(
+                'a model cannot read packed rows: an update is padded micro-batches, and slower')
         n = len(encoded) - dev
         train = _Rows(encoded, teacher, range(n))
         held_out = _Rows(encoded, teacher, range(n, len(encoded)))
@@ -410,7 +455,8 @@ def evaluate(
     "Nats per token on the held-out rows: KL from the teacher, and NLL of the text"
     with torch.no_grad(), self.accelerator.autocast():
         sums = self.sums(self.eval_dataset)
-    metrics = {f'eval_{name}': x for name, x in per_token(sums).items()}
+    taught = self.model.known[0] is not None
+    metrics = {f'eval_{name}': x for name, x in per_token(sums, taught).items()}
     self.log(dict(metrics))
     self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
     return metrics
@@ -418,12 +464,18 @@ def evaluate(
 
 def per_token(
     sums: torch.Tensor,  # (2, 3) from `span_sums`
+    taught: bool = True,  # there is a teacher: without one there is no KL
 ) -> dict:  # kl, nll over both spans, and each with _rationale and _answer
-    "Nats per token, where there are tokens"
+    "Nats per token, where there are tokens; raises InputError for what is no number"
     spans = {'': sums.sum(0), '_rationale': sums[0], '_answer': sums[1]}
-    found = {f'{name}{span}': (s[i] / s[2]).item() for i, name in enumerate(('kl', 'nll'))
+    names = dict(kl=0, nll=1) if taught else dict(nll=1)
+    found = {f'{name}{span}': (s[i] / s[2]).item() for name, i in names.items()
              for span, s in spans.items() if s[2]}
-    return {name: x for name, x in found.items() if x == x}  # no KL without a teacher
+    for name, x in found.items():
+        if not math.isfinite(x):
+            raise InputError(f'{name} is {x} on the held-out rows: teacher or student computes '
+                             'what is no number; try a smaller --lr, or another precision')
+    return found
 
 # %% ../nbs/09_trainer.ipynb #d41ca44a
 @patch

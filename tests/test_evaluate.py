@@ -12,7 +12,7 @@ from cotkd import generate
 from cotkd.bbh import Benchmark, bbh_benchmark, toy_benchmark
 from cotkd.evaluate import Asking, Subject, evaluate, sample_rows, unfinished
 from cotkd.files import InputError, read_lines
-from cotkd.generate import generate_batch
+from cotkd.generate import Answer, generate_batch
 from cotkd.models import load_lm, state_identity
 from cotkd.records import FIELDS, prediction_path, read_results
 
@@ -85,7 +85,7 @@ def test_answers_reach_their_questions(ask, benchmark, monkeypatch):
     def oracle(model, tokenizer, prompts, *, on_batch, **kwargs):
         for i in reversed(range(len(prompts))):
             text = f'Sure. So the answer is {targets[prompts[i]]}.'
-            on_batch([i], [text if 'not' in prompts[i] else 'Hm.'], [False])
+            on_batch([i], [Answer(text if 'not' in prompts[i] else 'Hm.', cut_off=False)])
 
     monkeypatch.setattr(generate, 'generate_batch', oracle)
     for row in ask():
@@ -150,8 +150,8 @@ def test_interrupted(after, ask, benchmark, tmp_path, monkeypatch):
     asked = []
 
     def interrupted(model, tokenizer, prompts, *, on_batch, **kwargs):
-        def count(rows, texts, cut_off):
-            on_batch(rows, texts, cut_off)
+        def count(rows, answers):
+            on_batch(rows, answers)
             asked.append([(len(prompts), row) for row in rows])
             if len(asked) == after:
                 raise KeyboardInterrupt
@@ -172,7 +172,7 @@ def test_a_part_of_another_model_is_not_taken(ask, tmp_path, monkeypatch):
     whole = ask(out='whole')
 
     def interrupted(model, tokenizer, prompts, *, on_batch, **kwargs):
-        on_batch([0], ['So the answer is Yes.'], [False])
+        on_batch([0], [Answer('So the answer is Yes.', cut_off=False)])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -7,11 +7,14 @@ from matplotlib.text import Text
 
 from cotkd.arms import ARMS, Arm, contrast, find_asked
 from cotkd.bbh import ALGORITHMIC, AVERAGES, BBH_TASKS, NLP
-from cotkd.figures import gains_explorer, plot_accuracies, plot_gains, plot_pair, plot_tasks
+from cotkd.figures import (ENDINGS, check_figure_path, gains_explorer, plot_accuracies, plot_gains,
+                           plot_pair, plot_tasks, save_figure)
 from cotkd.files import InputError
-from cotkd.gains import (accuracy_table, arm_interval, describe_setting, format_table, gains_table,
-                         task_order)
-from cotkd.records import packaged_results, pair_items, simulated_results
+from cotkd.gains import (accuracy_table, arm_interval, arm_label, describe_setting, finding,
+                         format_gain, format_table, gains_table, model_names, results_contrasts,
+                         task_label, task_order)
+from cotkd.records import (check_row, name_label, packaged_results, pair_items,
+                           simulated_results)
 from cotkd.stats import aggregate, compare, mcnemar, wilson
 
 KD = 'kd:kd_cot'
@@ -196,3 +199,330 @@ def test_heat_map_of_a_part(arms):
     results = simulated_results(['navigate', 'snarks'], n=20, off_n=5)
     plot_tasks(results[results.arm.isin(arms)]).canvas.draw()
     plot_gains(results[results.arm.isin(arms)]).canvas.draw()
+
+
+# --- a comparison is of what both answered
+
+def result(arm, items, mode=None, **changes):
+    row = dict(arm=arm, task='navigate', seed=0, mode=mode or ARMS[arm].asked, shots=0,
+               scorer='official', n=len(items), correct=items.count('1'), items=items, index=None,
+               skipped=0, model=arm, benchmark='toy')
+    return check_row(row | changes)
+
+
+WHOLE = '1' * 50 + '0' * 200  # right on the first 50 of 250
+PART = '1' * 40 + '0' * 10  # 40 right of 50
+
+
+def sampled(arm, index=range(50), **changes):
+    return result(arm, PART, index=list(index), **changes)
+
+
+def mixed(first=0, **changes):
+    "KD, teacher and base student were asked all 250, KD+CoT 50 of them from `first` on"
+    rows = [result('teacher', WHOLE[::-1]), result('student', '01' * 125), result('kd', WHOLE)]
+    return pd.DataFrame([*rows, sampled('kd_cot', range(first, first + 50), **changes)])
+
+
+def marks(fig, panel=0):
+    "{marker: where it stands in the first row}"
+    lines = [line for line in fig.axes[panel].lines if line.get_marker() not in ('None', '', None)]
+    return {line.get_marker() + '*' * (line.get_markerfacecolor() == line.get_color()):
+            float(np.atleast_1d(line.get_xdata())[0]) for line in lines}
+
+
+@pytest.mark.parametrize('first, kd, teacher', [(0, 100, 0), (25, 50, 0), (200, 0, 100)])
+def test_numbers_of_a_comparison_are_of_the_paired_questions(first, kd, teacher):
+    results = mixed(first)
+    table = gains_table(results)
+    row = table.loc[KD, 'macro']
+    assert (row.n, row.a, row.b, row.delta) == (50, kd, 80, 80 - kd)
+    shown = format_table(results, table)
+    assert shown['KD', 'direct*'].tolist() == ['20.0 (n=250)'] * 2
+    assert shown['KD+CoT', 'step by step*'].tolist() == ['80.0'] * 2
+    assert shown['Teacher', 'step by step*'].tolist() == ['20.0 (n=250)'] * 2
+    sides = shown['KD → KD+CoT'][['from, %', 'to, %']]
+    assert sides.values.tolist() == [[f'{kd:.1f}', '80.0']] * 2
+    assert f'{abs(80 - kd):.1f} points' in finding(table)
+    fig = plot_gains(results)
+    found = marks(fig)
+    assert (found['o'], found['o*']) == (kd, 80)
+    # diamond and triangle: teacher and base student on those 50
+    assert (found['D*'], found['v*']) == (teacher, 50)
+    arms = [t.get_text() for t in fig.axes[1].get_yticklabels()]
+    assert arms == ['Teacher (n=250)', 'Base student (n=250)', 'KD (n=250)', 'KD+CoT']
+
+
+def test_a_reference_that_was_not_asked_all_of_it_is_no_mark():
+    rows = mixed().to_dict('records')
+    rows[0] = sampled('teacher', range(1, 51))
+    found = marks(plot_gains(pd.DataFrame(rows)))
+    assert np.isnan(found['D*']) and found['v*'] == 50
+
+
+def test_where_all_were_asked_alike_nothing_is_added():
+    results = packaged_results()
+    table = format_table(results, gains_table(results))
+    own = [column for column in table.columns if column[1].endswith('*')]
+    assert len(own) == 4 and not table[own].map(lambda x: '(' in x).any().any()
+    assert list(table['KD → KD+CoT']) == ['n', 'points [95% CI]', 'p (bootstrap)',
+                                          'p (McNemar, Holm)']
+
+
+def test_other_seeds_are_not_the_paired_ones():
+    rows = [result('kd', '1' * 20), result('kd', '0' * 20, seed=1), result('kd_cot', '01' * 10)]
+    results = pd.DataFrame(rows)
+    table = gains_table(results)
+    row = table.loc[KD, 'macro']
+    assert (row.seeds, row.a, row.b, row.delta) == (1, 100, 50, -50)
+    shown = format_table(results, table)
+    assert shown['KD', 'direct*'].tolist() == ['50.0 (n=20, 2 seeds)'] * 2
+    assert shown['KD → KD+CoT', 'from, %'].tolist() == ['100.0'] * 2
+
+
+@pytest.mark.parametrize('name', ['kd@cot:kd_cot', 'kd:kd_cot@direct', 'kd@cot:kd_cot@direct'])
+def test_every_prompt_is_paired_by_itself(name):
+    off = simulated_results(['navigate', 'snarks'], n=60, off_n=20)
+    c = contrast(name)
+    table = gains_table(off, [name])
+    pairs = pair_items(off, c)
+    by_task = pairs.groupby('task')[['a', 'b']].mean().mean() * 100
+    row = table.loc[name, 'macro']
+    assert [row.a, row.b] == pytest.approx(list(by_task))
+    assert row.n == len(pairs) < 120
+    shown = format_table(off, table)
+    label = [x for x in shown.columns.levels[0] if '→' in x][0]
+    assert shown[label, 'from, %'].iloc[-1] == f'{row.a:.1f}'
+    assert marks(plot_gains(off, chosen=[name]))['o'] == pytest.approx(row.a)
+
+
+def test_an_average_of_all_arms_is_of_the_same_tasks():
+    "Teacher has one of two tasks: no average beside those of others"
+    results = simulated_results(['navigate', 'snarks'], n=20)
+    part = results[~((results.arm == 'teacher') & (results.task == 'snarks'))]
+    fig = plot_gains(part)
+    assert fig.axes[1].texts[0].get_text() == '– step by step, – direct'
+    assert format_table(part, gains_table(part))['Teacher', 'step by step*'].iloc[-1] == '–'
+
+
+def test_contrasts_of_other_tasks_say_so():
+    results = simulated_results(['navigate', 'snarks'], n=40, arms=list(ARMS))
+    words = [t.get_text() for t in plot_gains(results).findobj(Text)]
+    assert 'All contrasts: average of the same tasks, 95% interval' in words
+    part = results[~((results.arm == 'sft_cot') & (results.task == 'snarks'))]
+    fig = plot_gains(part)
+    words = [t.get_text() for t in fig.findobj(Text)]
+    assert 'All contrasts: average of the tasks that both sides answered, 95% interval' in words
+    assert [t.get_text() for t in fig.axes[1].get_yticklabels()] == [
+        'KD → KD+CoT (n=80)', 'KD → SFT (n=80)', 'SFT → SFT+CoT (n=40)',
+        'KD+CoT → SFT+CoT (n=40)']
+    assert_readable(fig)
+
+
+def test_arms_have_the_average_of_the_contrast():
+    "BBH's algorithmic half counts three sizes of a task once, for one arm as for two"
+    results = simulated_results(ALGORITHMIC, n=20).assign(benchmark='bbh')
+    row = gains_table(results).loc[KD, 'macro']
+    shown = format_table(results, gains_table(results)).iloc[-1]
+    assert shown['KD', 'direct*'] == f'{row.a:.1f}'
+    assert shown['KD+CoT', 'step by step*'] == f'{row.b:.1f}'
+    assert marks(plot_gains(results))['o'] == pytest.approx(row.a)
+    assert plot_gains(results).axes[1].texts[2].get_text().startswith(f'{row.a:.1f} direct')
+
+
+UNPAIRED = {
+    'they have other seeds, 0 / 1': [result('kd', PART), result('kd_cot', PART, seed=1)],
+    'they have other tasks, navigate / snarks': [result('kd', PART),
+                                                result('kd_cot', PART, task='snarks')],
+    'they were asked other rows of the same tasks': [sampled('kd'),
+                                                    sampled('kd_cot', range(50, 100))],
+    'KD+CoT, step by step has no answers yet: the run is not finished': [
+        result('kd', PART), result('kd_cot', PART, mode='direct')]}
+
+
+@pytest.mark.parametrize('why', UNPAIRED)
+def test_what_cannot_be_paired_is_said_everywhere(why):
+    results = pd.DataFrame(UNPAIRED[why])
+    table = gains_table(results)
+    assert finding(table) == f'No question has been answered by both KD and KD+CoT: {why}'
+    assert np.isnan(table.loc[KD, 'macro'][['a', 'b', 'delta', 'low', 'p']].astype(float)).all()
+    assert set(format_table(results, table)['KD → KD+CoT', 'points [95% CI]']) == {'–'}
+    words = [t.get_text() for t in plot_gains(results).findobj(Text)]
+    assert any(why in text for text in words)
+    title = plot_pair(results).axes[0].get_title(loc='left').replace('\n', ' ')
+    assert why in title
+
+
+@pytest.mark.parametrize('arm, task', [('x' * 300, 'snarks'), ('kd_cot', 'y' * 300)])
+def test_a_reason_with_long_names_can_be_read(arm, task):
+    two = [result('kd', PART), result('kd_cot', PART, task=task) | dict(arm=arm)]
+    fig = plot_gains(pd.DataFrame(two), chosen=[f'kd:{arm}'])
+    fig.canvas.draw()
+    title = next(t for t in fig.texts if 'they have other tasks' in t.get_text())
+    assert title.get_fontsize() > 5
+    assert title.get_window_extent().x1 <= fig.get_figwidth() * fig.dpi
+
+
+# --- students of other pairs
+
+def students(a='s' * 32, b='t' * 32):
+    return pd.DataFrame([result('kd', PART, start=a), result('kd_cot', PART[::-1], start=b)])
+
+
+@pytest.mark.parametrize('ask', [gains_table, plot_gains, results_contrasts, gains_explorer])
+def test_students_of_other_models_are_not_compared_unasked(ask):
+    with pytest.raises(InputError) as error:
+        ask(students())
+    text = str(error.value)
+    assert '\n' not in text and '--contrast kd:kd_cot' in text
+    assert 'kd (from ssssssssssss) and kd_cot (from tttttttttttt)' in text
+
+
+@pytest.mark.parametrize('a, b', [(None, None), ('s', None), (None, 't'), ('s', 's')])
+def test_students_of_one_model_or_unknown_are(a, b):
+    assert 'base models' not in finding(gains_table(students(a, b)))
+
+
+def test_students_of_other_models_are_compared_when_named():
+    results = students()
+    said = finding(gains_table(results, [KD]))
+    assert said.endswith('(students of different base models)')
+    assert said.startswith('KD → KD+CoT: ') and 'Rationales' not in said
+    words = ' '.join(t.get_text() for t in plot_gains(results, chosen=[KD]).findobj(Text))
+    assert 'students of different base models' in words and 'one small student' not in words
+    title = plot_pair(results).axes[0].get_title(loc='left').replace('\n', ' ')
+    assert 'students of different base models' in title
+
+
+def test_one_other_student_among_the_contrasts_is_named():
+    results = simulated_results(['navigate'], n=20, arms=list(ARMS))
+    results['start'] = results.arm.map(dict(kd='s1', kd_cot='s1', sft='s2', sft_cot='s2'))
+    with pytest.raises(InputError, match='kd .from s1. and sft .from s2.'):
+        gains_table(results)
+    assert len(gains_table(results, ['kd:kd_cot', 'sft:sft_cot']))
+
+
+# --- too few to say
+
+FEW = {'one': ('0', '1', '+100.0'), 'three': ('000', '111', '+100.0'),
+       'lost': ('11', '00', '−100.0'), 'none': ('000', '000', '+0.0'),
+       'nine': ('0' * 9, '1' * 5 + '0' * 4, '+55.6')}
+
+
+@pytest.mark.parametrize('seeds', [1, 2])
+@pytest.mark.parametrize('case', FEW)
+def test_too_few_questions_have_no_interval_anywhere(case, seeds):
+    a, b, gain = FEW[case]
+    results = pd.DataFrame([result(arm, items, seed=seed) for seed in range(seeds)
+                            for arm, items in (('kd', a), ('kd_cot', b))])
+    table = gains_table(results)
+    few = 'too few questions'
+    assert finding(table) == f'KD → KD+CoT: {gain} points ({few} for an interval)'
+    shown = format_table(results, table)['KD → KD+CoT'].iloc[-1]
+    assert shown['points [95% CI]'] == f'{gain} ({few})'
+    assert (shown['p (bootstrap)'], shown['p (McNemar, Holm)']) == ('–', '–')
+    fig = plot_gains(results)
+    assert_readable(fig)
+    assert margin(fig)[0] == f'{gain} ({few})'
+    words = ' '.join(t.get_text() for t in fig.findobj(Text))
+    assert 'Rationales add' not in words and 'nan' not in words
+    assert f'{gain} ({few})' in plot_pair(results).axes[0].get_title(loc='left').replace('\n', ' ')
+    one = accuracy_table(results, find_asked('kd_cot'))
+    assert np.isnan(one.low.iloc[0]) and not np.isnan(one.low['navigate'])  # Wilson's stays
+    assert f'({few}), n={len(a)}' in margin(plot_accuracies(results, find_asked('kd_cot')))[0]
+
+
+@pytest.mark.parametrize('a, b, gain, cell', [
+    ('0', '1', '+100.0', '+100.0 (no interval)'), ('1', '1', '+0.0', '+0.0'),
+    ('1', '0', '−100.0', '−100.0 (no interval)')])
+def test_one_sided_questions_have_no_interval(a, b, gain, cell):
+    results = pd.DataFrame([result('kd', a * 20), result('kd_cot', b * 20)])
+    table = gains_table(results)
+    assert finding(table) == (f'KD → KD+CoT: {gain} points (too few questions for an interval: '
+                              'all of a task went the same way)')
+    assert format_gain(table.iloc[-1]) == cell == margin(plot_gains(results))[0]
+
+
+# --- names
+
+NAMES = ['a_b^c', 'lr$1e-4$', '$x_$', '$\\frac$', '<b>&"', 'x' * 300, 'C:\\Users\\me\\student', '',
+         '\x1b[31mred', 'exe\u202etxt', 'new\nline', 'KD', 'a b', '%']
+
+
+def named(name):
+    "An arm and a task of that name, and models"
+    rows = [result(arm, '0110' * 20 if arm != 'kd' else '0100' * 20, model=name, task=task)
+            for arm in ('teacher', 'student', 'kd', 'kd_cot') for task in ('navigate', name)]
+    rows += [result('kd', '0110' * 20) | dict(arm=name, task=task) for task in ('navigate', name)]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.filterwarnings('ignore:Glyph')
+def test_text_is_text_in_every_figure(name):
+    results = named(name)
+    figures = [plot_gains(results), plot_tasks(results),
+               plot_accuracies(results, find_asked('kd_cot')),
+               plot_pair(results, find_asked('kd'), find_asked('kd_cot'), name)]
+    for fig in figures:
+        fig.canvas.draw()
+        for text in fig.findobj(Text):
+            if text.get_text().strip('0123456789−.'):
+                assert not text.get_parse_math(), text.get_text()
+                assert all(c == '\n' or c.isprintable() for c in text.get_text())
+    assert_readable(figures[0])
+    table = format_table(results, gains_table(results))
+    assert table.columns.is_unique and arm_label(name) in table.columns.levels[0]
+    # the average, two headings, and the two tasks
+    assert len(set(labels(figures[0]))) == 5
+
+
+@pytest.mark.parametrize('plain', ['$5 and $6', 'a_b', 'x^2'])
+def test_the_styles_of_figures_change_nothing_outside(plain):
+    plot_gains(packaged_results())
+    assert plt.rcParams['text.parse_math']
+
+
+@pytest.mark.parametrize('model, shown', [
+    ('runs/kd', 'kd'), ('runs/kd/', 'kd'), ('C:\\Users\\me\\student', 'student'), ('', '(no name)'),
+    (None, '(no name)'), ('org/模型', '模型'), ('a\x1b', 'a\\x1b')])
+def test_names_of_models(model, shown):
+    assert model_names(pd.DataFrame([result('kd', '1', model=model)])) == [shown]
+
+
+def test_labels_are_short_and_all_different():
+    names = ['x' * 300, 'x' * 301, 'x' * 299 + 'y', '', "''", 'KD', 'kd', 'Teacher']
+    shown = [arm_label(name) for name in names]
+    assert len(set(shown)) == 8 and max(map(len, shown)) <= 24
+    assert len(name_label('x' * 300)) == 36 and len(task_label('x' * 37)) == 32
+    assert task_label('x' * 36) == 'x' * 36
+
+
+# --- where a figure goes
+
+@pytest.mark.parametrize('name', ['gains', 'gains.txt', 'gains.', '.png', 'gains.png.bak', ''])
+def test_a_path_that_names_no_picture_is_refused_first(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = mixed()
+    path = tmp_path/name
+    for draw in (lambda: plot_gains(results, path), lambda: save_figure(None, path)):
+        with pytest.raises(InputError) as error:
+            draw()
+        assert '\n' not in str(error.value) and '.png' in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('ending', [*ENDINGS, '.PNG'])
+def test_every_ending_that_is_offered_works(ending, tmp_path):
+    fig = plt.figure(figsize=(.5, .5))
+    save_figure(fig, tmp_path/'not'/'there'/f'fig{ending}')
+    assert (tmp_path/'not'/'there'/f'fig{ending}').stat().st_size
+
+
+def test_a_place_below_a_file_is_refused(tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(InputError, match='cannot be written') as error:
+        save_figure(plt.figure(), tmp_path/'file'/'fig.png')
+    assert '\n' not in str(error.value)
+    with pytest.raises(InputError, match='is a directory: name a file in it'):
+        check_figure_path(tmp_path)

@@ -7,16 +7,20 @@ from importlib import resources
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from cotkd import report
 from cotkd.bbh import BBH_TASKS
 from cotkd.figures import plot_gains, plot_tasks
 from cotkd.files import InputError
-from cotkd.gains import gains_table
-from cotkd.records import load_results, packaged_results, prediction_path, simulated_results
-from cotkd.report import (KINDS, answer_table, error_table, length_bins, load_answers, plot_errors,
-                          plot_lengths, save_answers, write_report)
+from cotkd.gains import arm_label, gains_table, task_label
+from cotkd.lens import Lens, plot_token, show_tokens
+from cotkd.records import (check_row, load_results, packaged_results, prediction_path,
+                           simulated_results)
+from cotkd.report import (KINDS, answer_table, arms_table, error_table, headline, length_bins,
+                          limits, load_answers, plot_errors, plot_lengths, save_answers,
+                          side_by_side, write_report)
 
 HOSTILE = "</div><script>alert('x')</script><img src=https://example.org/a.png>"
 TASKS = ['navigate', 'tracking_shuffled_objects_seven_objects']
@@ -270,3 +274,175 @@ def test_every_number_names_its_scorer(run, no_figure):
     for part in ("<p class='lead'>", '<h2>The arms</h2>', '<h2>KD → KD+CoT, task by task</h2>',
                  '<h2>Every arm on every task</h2>'):
         assert 'official exact-match scorer' in text.split(part)[1].split('</p>')[0], part
+
+
+# --- a comparison is of what both answered
+
+def result(arm, items, mode=None, **changes):
+    mode = mode or dict(kd='direct').get(arm, 'cot')
+    row = dict(arm=arm, task='navigate', seed=0, mode=mode, shots=0, scorer='official',
+               n=len(items), correct=items.count('1'), items=items, index=None, skipped=0,
+               model=arm, benchmark='toy')
+    return check_row(row | changes)
+
+
+WHOLE = '1' * 50 + '0' * 200
+PART = result('kd_cot', '1' * 40 + '0' * 10, index=list(range(50)))
+
+
+def test_the_headline_is_of_the_paired_questions(tmp_path, no_figure):
+    run = write_run(tmp_path/'run', pd.DataFrame([result('kd', WHOLE), PART]))
+    text = page_of(run)
+    assert ('On 50 questions of 1 task (Held-out toy questions), KD+CoT answers 80.0% correctly '
+            'and KD 100.0%') in text
+    assert 'Rationales cost 20.0 points' in text
+    assert '20.0 (n=250)' in text and 'from, %' in text
+    assert '20.0%' not in text
+
+
+def test_shares_of_other_questions_carry_their_n(tmp_path):
+    run = write_run(tmp_path/'run', pd.DataFrame([result('kd', WHOLE), PART]))
+    fig = plot_errors(answer_table(run))
+    ticks = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    assert ticks == ['KD (n=250)\ndirect', 'KD+CoT\nstep by step']
+
+
+@pytest.mark.parametrize('rows, why', [
+    ([result('kd', '01' * 10), result('kd_cot', '01' * 10, seed=1)], 'other seeds, 0 / 1'),
+    ([result('kd', '01' * 10), result('kd_cot', '01' * 10, task='snarks')],
+     'other tasks, navigate / snarks'),
+    ([result('kd', '01' * 10), result('kd_cot', '01' * 10, mode='direct')],
+     'the run is not finished')])
+def test_the_page_says_why_there_is_no_comparison(rows, why, tmp_path):
+    results = pd.DataFrame(rows)
+    assert why in headline(results, gains_table(results))
+    text = page_of(write_run(tmp_path/'run', results))
+    lead = text.split("<p class='lead'>")[1].split('</p>')[0]
+    assert lead.startswith('No question has been answered by both') and why in lead
+    assert 'nan' not in lead and 'Rationales' not in lead
+
+
+@pytest.mark.parametrize('a, b, gain', [('0', '1', '+100.0'), ('000', '111', '+100.0'),
+                                        ('000', '000', '+0.0'), ('1' * 9, '0' * 9, '−100.0')])
+def test_a_page_of_few_questions_has_no_interval(a, b, gain, tmp_path):
+    results = pd.DataFrame([result('kd', a), result('kd_cot', b)])
+    text = page_of(write_run(tmp_path/'run', results))
+    said = f'KD → KD+CoT: {gain} points (too few questions for an interval)'
+    assert said in headline(results, gains_table(results)) and said in text
+    assert f'{gain} (too few questions)' in text
+    lead = text.split("<p class='lead'>")[1].split('</p>')[0]
+    for words in ('Rationales add', 'Rationales cost', '95% CI', 'nan'):
+        assert words not in lead
+    assert '(too few questions)' in arms_table(results).loc['KD', 'headline, % [95% CI]']
+
+
+def test_an_arm_with_some_of_the_tasks_says_how_many(tmp_path):
+    results = simulated_results(['navigate', 'snarks', 'web_of_lies'], n=20)
+    part = results[~((results.arm == 'kd_cot') & (results.task == 'snarks'))]
+    table = arms_table(part)['headline, % [95% CI]']
+    assert table['KD+CoT'].endswith('(2 of 3 tasks)') and 'tasks' not in table['KD']
+    found = limits(part, gains_table(part))
+    assert any('over the 2 tasks that both arms answered' in text for text in found)
+    found = limits(results, gains_table(results))
+    assert any('over the 3 tasks listed here' in text for text in found)
+
+
+def test_students_of_other_models_have_a_page_only_when_named(tmp_path):
+    rows = [result('kd', '01' * 20, start='s1'), result('kd_cot', '10' * 20, start='s2')]
+    run = write_run(tmp_path/'run', pd.DataFrame(rows))
+    for ask in (lambda: write_report(run), lambda: plot_errors(answer_table(run))):
+        with pytest.raises(InputError, match='kd .from s1. and kd_cot .from s2. are students of'):
+            ask()
+    assert not (run/'report.html').exists()
+    text = write_report(run, chosen=['kd:kd_cot']).read_text()
+    assert '(students of different base models)' in text
+
+
+def test_of_two_numbers_of_shots_one_is_chosen(tmp_path, no_figure):
+    asked = {0: '01' * 10, 3: '1' * 19 + '0'}
+    rows = [result(arm, items, shots=shots) for shots, items in asked.items()
+            for arm in ('kd', 'kd_cot')]
+    run = write_run(tmp_path/'run', pd.DataFrame(rows))
+    with pytest.raises(InputError, match='mix shots 0 and 3.*--shots 0 or --shots 3'):
+        write_report(run)
+    text = write_report(run, shots=3).read_text()
+    assert 'KD+CoT answers 95.0% correctly' in text and '3-shot' in text
+
+
+def test_examples_are_of_a_seed_that_both_have(tmp_path):
+    rows = [result('kd', '01' * 6), result('kd', '01' * 6, seed=1),
+            result('kd_cot', '10' * 6, seed=1)]
+    results = pd.DataFrame(rows)
+    html = side_by_side(write_run(tmp_path/'run', results), results)
+    assert html.count('<details') == 2 and 'mathjax_ignore' in html
+
+
+# --- names and texts
+
+NAMES = ['..', '../../../escape', '/tmp/escape', '.hidden', '', 'C:\\Users\\me', 'x' * 300, '$x_$',
+         '<script>alert(1)</script>', "' onload='x", 'a\x1b[31m', '\u202eexe', '模型', 'KD',
+         'new\nline']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_any_name_of_arm_and_task_stays_in_the_run_and_is_read_back(name, tmp_path, no_figure):
+    rows = [result(arm, '01' * 10, task=task, model=name)
+            for arm in ('kd', 'kd_cot', name) for task in ('navigate', name)]
+    run = write_run(tmp_path/'run', pd.DataFrame(rows))
+    files = [path for path in tmp_path.rglob('*') if path.is_file()]
+    assert len(files) == 8 and all((run/'predictions') in path.parents for path in files
+                                   if path.parent != run)
+    answers = answer_table(run)
+    assert len(answers) == 120 and set(answers.arm) == {'kd', 'kd_cot', name}
+    assert set(answers.task) == {'navigate', name}
+    text = page_of(run)
+    page = Page(text)
+    assert not page.open and 'script' not in page.tags and not page.addresses
+    assert report.escape(arm_label(name)) in text and report.escape(task_label(name)) in text
+    assert '\x1b' not in text and '\u202e' not in text
+
+
+TWO = pd.DataFrame([result('kd', '01' * 10), result('kd_cot', '10' * 10)])
+
+
+@pytest.mark.parametrize('mark, shown', [
+    ('\x1b[31m', '\\x1b[31m'), ('\u202e', '\\u202e'), ('\u200b', '\\u200b'), ('\x00', '\\x00'),
+    ('\u2066', '\\u2066'), ('\ud800', '\\ud800')])
+def test_marks_in_answers_and_questions_are_written_out(mark, shown, tmp_path, no_figure):
+    run = write_run(tmp_path/'run', TWO)
+    for file in (run/'predictions').rglob('*.jsonl'):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        write_json_lines(file, [row | dict(text=f'before{mark}after', answer=f'No{mark}')
+                                for row in rows])
+    text = write_report(run, dict(navigate=[f'Who{mark}?'] * 20)).read_text()
+    assert mark not in text
+    for words in (f'before{shown}after', f'No{shown}', f'Who{shown}?'):
+        assert words in text
+
+
+def test_the_lens_shows_dollars_and_marks_as_they_are():
+    tokens = [' $', '5', '\n', 'a_$', '\\alpha$', '\x1b', '\u202e', '<b>', '$^', ' {z}$']
+    best = [[(token, .9), ('$x$', .1)] for token in tokens]
+    kl = pd.DataFrame({'$s_1$\u202e': np.linspace(0, 3, len(tokens))})
+    lens = Lens(tokens, ['rationale'] * len(tokens), kl, {'teacher': best, '$s_1$\u202e': best})
+    for i, token in enumerate(tokens):
+        fig = plot_token(lens, i)
+        fig.canvas.draw()
+        words = [text for text in fig.findobj(plt.Text) if '$' in text.get_text()]
+        assert words and not any(text.get_parse_math() for text in words)
+        assert repr(token) in fig._suptitle.get_text()
+        assert '\u202e' not in ''.join(text.get_text() for text in fig.findobj(plt.Text))
+        plt.close(fig)
+    html = show_tokens(lens, '$s_1$\u202e')
+    assert not Page(html).open and 'b' in Page(html).tags and html.count('<b>') == 1
+    assert 'mathjax_ignore' in html and '\\x1b' in html and '\\u202e' in html
+    assert '\x1b' not in html and '\u202e' not in html
+
+
+def test_an_answer_about_money_is_no_mathematics(tmp_path):
+    run = write_run(tmp_path/'run', TWO)
+    answers = answer_table(run)
+    for draw in (plot_errors, plot_lengths):
+        for text in draw(answers).findobj(plt.Text):
+            if text.get_text().strip('0123456789−.'):
+                assert not text.get_parse_math(), text.get_text()

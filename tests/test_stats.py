@@ -14,7 +14,7 @@ from cotkd.bbh import BBH_COUNTS, BBH_TASKS
 from cotkd.files import InputError
 from cotkd.gains import gains_table
 from cotkd.records import load_results, pair_items, simulated_results
-from cotkd.stats import (aggregate, compare, holm, mcnemar, minimal_detectable_difference,
+from cotkd.stats import (FEWEST, aggregate, compare, holm, mcnemar, minimal_detectable_difference,
                          paired_bootstrap, unpaired_half_width, wilson)
 
 HEADLINE = contrast('kd:kd_cot')
@@ -159,6 +159,77 @@ def test_p_and_interval_agree():
             assert got['low'] > 0 or got['high'] < 0
         if got['p'] > .055:
             assert got['low'] <= 0 <= got['high']
+
+
+# --- too few to say
+
+def no_interval(found):
+    return all(np.isnan(found[key]) for key in ('low', 'high', 'p'))
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, FEWEST - 1])
+@pytest.mark.parametrize('tasks', [1, 3])
+@pytest.mark.parametrize('kind', ['all gained', 'all lost', 'none', 'mixed'])
+def test_of_fewer_than_ten_there_is_no_interval(n, tasks, kind):
+    a = np.zeros(n) if kind != 'all lost' else np.ones(n)
+    b = dict(none=a, mixed=np.arange(n) % 2).get(kind, 1 - a)
+    groups = np.arange(n) % tasks
+    found = paired_bootstrap(a, b, groups)
+    means = [(b - a)[groups == task].mean() for task in np.unique(groups)]
+    assert found['delta'] == pytest.approx(100 * np.mean(means))
+    assert no_interval(found)
+
+
+@pytest.mark.parametrize('a, b, delta', [(0, 1, 100), (1, 0, -100), (1, 1, 0),
+                                         (1 / 3, 2 / 3, 100 / 3)])
+@pytest.mark.parametrize('n', [FEWEST, 250])
+def test_without_spread_there_is_no_interval(a, b, delta, n):
+    groups = np.repeat(['t', 'u'], n)
+    found = paired_bootstrap([a] * 2 * n, [b] * 2 * n, groups)
+    assert found['delta'] == pytest.approx(delta) and no_interval(found)
+    # every task the same way, but not all of them the same one
+    found = paired_bootstrap([0] * 2 * n, groups == 'u', groups)
+    assert found['delta'] == 50 and no_interval(found)
+
+
+def test_rounding_of_means_is_no_spread():
+    a, b = [1 / 3, 2 / 3] * 10, [2 / 3, 1] * 10  # 2/3 - 1/3 and 1 - 2/3 differ in the last bit
+    assert no_interval(paired_bootstrap(a, b, ['t'] * 20))
+
+
+def test_from_ten_on_there_is_one():
+    found = paired_bootstrap([0] * FEWEST, [1] * 9 + [0], ['t'] * FEWEST)
+    # 10 draws of 9/10: all ten with .9**10 = 35%, six or fewer with 1.3%, seven or fewer with 7%
+    assert (found['delta'], found['low'], found['high']) == (90, 70, 100)
+    assert found['p'] == pytest.approx(2 / 10_001)
+
+
+def test_a_spread_without_weight_does_not_count():
+    groups = np.repeat(['t', 'u'], 20)
+    b = np.where(groups == 't', 1, np.arange(40) % 2)
+    assert no_interval(paired_bootstrap(np.zeros(40), b, groups, weights=dict(t=1, u=0)))
+    assert not no_interval(paired_bootstrap(np.zeros(40), b, groups, weights=dict(t=0, u=1)))
+
+
+@pytest.mark.parametrize('seeds', [1, 3])
+@pytest.mark.parametrize('n', [1, FEWEST - 1, FEWEST])
+def test_compare_counts_questions_and_no_seeds(n, seeds):
+    rows = [dict(task='t', seed=seed, index=i, a=0, b=int(i > 0)) for seed in range(seeds)
+            for i in range(n)]
+    found = compare(pd.DataFrame(rows))
+    assert found['n'] == n and found['delta'] == pytest.approx(100 * (n - 1) / n)
+    assert no_interval(found) == (n < FEWEST)
+    if n < FEWEST:
+        assert np.isnan(found['p_mcnemar'])
+    else:
+        assert found['p_mcnemar'] == pytest.approx(2 / 2**(n - 1))
+
+
+@pytest.mark.parametrize('a, b', [([0] * 9, [0, 1] * 4 + [1]), ([0] * 50, [1] * 50),
+                                  ([1] * 50, [1] * 50), ([], [])])
+def test_no_smallest_gain_of_too_few(a, b):
+    pairs = pd.DataFrame(dict(task='t', seed=0, index=range(len(a)), a=a, b=b))
+    assert np.isnan(minimal_detectable_difference(pairs))
 
 
 SPREAD = np.linspace(.02, .9, 27)  # accuracies of 27 tasks, from almost none to almost all
