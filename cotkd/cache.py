@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 
 from .files import InputError, check_disk, claim, digest, file_digest, launched, read_json
 from .files import write_json
-from .models import Head, check_head, count_parameters, limits_of, load_config, load_lm
-from .models import load_tokenizer, packs, read_head
+from .models import Head, body_of, check_head, count_parameters, limits_of, load_config
+from .models import load_lm, load_tokenizer, packs, read_head
 from .names import model_identity
 from .prompt import KDCollator, encode_rows, format_example, split_by_length
 
@@ -35,7 +35,7 @@ def supervised_hidden(
     batch: dict,  # from `KDCollator`: `input_ids` and `labels`, (B, T)
 ) -> torch.Tensor:  # (N, H): a row for each supervised token, from the position before it
     "Last hidden states where the next token is supervised, and nowhere else"
-    out = model.get_decoder()(input_ids=batch['input_ids'],
+    out = body_of(model)(input_ids=batch['input_ids'],
                               position_ids=batch.get('position_ids'), use_cache=False)
     return out.last_hidden_state[:, :-1][batch['labels'][:, 1:] != -100]
 

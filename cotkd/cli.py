@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'PLAIN', 'add_option', 'add_fields', 'take_fields', 'Choice', 'read_choice', 'print_scores',
-           'check_mixture', 'Command', 'CommandParser', 'parser', 'trainer_settings', 'stand_in', 'make_tolerant',
-           'main']
+           'check_mixture', 'recorded_contrasts', 'Command', 'CommandParser', 'parser', 'trainer_settings', 'stand_in',
+           'make_tolerant', 'main']
 
 # %% ../nbs/22_cli.ipynb #3597e67d
 import argparse
@@ -15,10 +15,12 @@ import os
 import shlex
 import sys
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 
 from fastcore.docments import docments
 
-from .files import QUARANTINE, InputError, launched, visible
+from .arms import contrast
+from .files import QUARANTINE, InputError, launched, read_json, visible
 
 # %% ../nbs/22_cli.ipynb #04d614b0
 def add_option(
@@ -138,7 +140,6 @@ def _run(args):
     if args.dry_run:
         return _plan(args)
     from cotkd.experiment import read_config, run
-    from cotkd.files import read_json
     if args.seeds is not None and args.seeds < 1:
         raise InputError(f'--seeds {args.seeds}: expected 1 or more')
     choice = read_choice(args)
@@ -406,17 +407,32 @@ def _add_gains(parser):
     add_option(parser, '--out', 'also draw the figure here (.png, .pdf, .svg)')
 
 
+def recorded_contrasts(
+    runs: list,  # run directories or result files
+    results,  # of them
+) -> list | None:
+    "Those that the settings of a single run name, between arms that have results"
+    path = Path(runs[0])/'config.json'
+    if len(runs) > 1 or not path.is_file():
+        return None
+    named = read_json(path).get('settings', {}).get('contrasts', '').split(',')
+    found = [contrast(text.strip()) for text in named if text.strip()]
+    arms = {*results.arm}
+    return [c for c in found if {c.a.arm, c.b.arm} <= arms] or None
+
+
 def _gains(args):
     from cotkd.gains import finding, format_table, gains_table
     from cotkd.records import load_results
     results = load_results(*args.runs, shots=args.shots)
-    table = gains_table(results, args.contrast)
+    chosen = args.contrast or recorded_contrasts(args.runs, results)
+    table = gains_table(results, chosen)
     print(format_table(results, table).T.to_string(), '', sep='\n')
     for name in table.index.unique('contrast'):
         print(finding(table, name))
     if args.out:
         from cotkd.figures import plot_gains
-        plot_gains(results, args.out, args.contrast)
+        plot_gains(results, args.out, chosen)
 
 # %% ../nbs/22_cli.ipynb #e431af36
 @dataclass(frozen=True)

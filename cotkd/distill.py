@@ -91,7 +91,7 @@ def check_trainer_settings(
         if name in OWNED:
             raise InputError(f'{name}={value}: say it with {OWNED[name]}, which distillation knows '
                              'about')
-        if name in WITHOUT_EFFECT:
+        if name in WITHOUT_EFFECT or (name == 'fp16' and not torch.cuda.is_available()):
             raise InputError(f'{name}={value}: distillation has a loss, batches and files of its '
                              'own, in which this has no effect; leave it out')
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FROM_PAPER', 'MINILLM', 'PAIR', 'LLAMA_13B', 'TINYLLAMA', 'SMOLLM', 'PRESETS', 'AT_LEAST_ONE', 'ABOVE_ZERO',
-           'HELD_OUT', 'TEMPLATE_BYTES', 'LATER', 'Experiment', 'describe_preset', 'check_settings', 'check_batches',
-           'check_names', 'read_config', 'configure', 'choose_benchmark', 'askings', 'sample_fitting', 'leave_out_long',
-           'training_rows', 'Member', 'members', 'place_of', 'Prepared', 'check_pair', 'check_rows', 'untrained',
-           'reads_often', 'needed_bytes', 'check', 'data_identity', 'find_identities', 'Run', 'subject_of', 'unasked',
-           'missing', 'draw', 'preset_name', 'run']
+           'HELD_OUT', 'TEMPLATE_BYTES', 'LATER', 'Experiment', 'describe_preset', 'chosen_contrasts', 'check_settings',
+           'check_batches', 'check_names', 'read_config', 'configure', 'choose_benchmark', 'askings', 'sample_fitting',
+           'leave_out_long', 'training_rows', 'Member', 'members', 'place_of', 'Prepared', 'check_pair', 'check_rows',
+           'untrained', 'reads_often', 'needed_bytes', 'check', 'data_identity', 'find_identities', 'Run', 'subject_of',
+           'unasked', 'missing', 'draw', 'preset_name', 'run']
 
 # %% ../nbs/20_experiment.ipynb #a1e9607e
 import difflib
@@ -22,9 +22,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from .arms import Arm, choose_arms, cross_entropy_share, find_arm, reference_arms
+from .arms import Arm, choose_arms, contrast, cross_entropy_share, find_arm
+from .arms import reference_arms
 from .bbh import Benchmark, bbh_benchmark, toy_benchmark
-from .evaluate import Asking, Subject, evaluate, unfinished
+from .evaluate import Asking, Subject, clear_parts, evaluate, unfinished
 from .files import QUARANTINE, InputError, check_claim, check_disk, claim, data_files
 from .files import digest, file_digest, launched, read_json, write_json
 from .names import EMBEDDED, model_identity, parse_name
@@ -40,6 +41,7 @@ class Experiment:
     student: str = 'toy-student'  # the base student, from which every arm starts
     data: str = 'toy'  # "toy": generated problems; otherwise anything `load_cot` takes
     arms: str = 'kd,kd_cot'  # trained arms, names of `cotkd.arms.ARMS`
+    contrasts: str = ''  # such as kd@cot:kd_cot, the headline first; '': those of the table of arms
     rows: int = 12_000  # rows that every arm trains on
     max_tokens: int = 512  # of a row with its rationale; longer rows are left out, for all arms
     dev: float = 0.  # share of the rows held out to choose checkpoints on; 0: the last one is taken
@@ -59,8 +61,9 @@ class Experiment:
     trust_remote_code: bool = False  # run models' own code from the hub
 
 # %% ../nbs/20_experiment.ipynb #4c2b79ea
-FROM_PAPER = dict(
-    data='kaist-ai/CoT-Collection', dev=.4/1.84, epochs=10., shots=3, sampling_temperature=.2)
+FROM_PAPER = dict(  # every arm is asked step by step
+    data='kaist-ai/CoT-Collection', dev=.4/1.84, epochs=10., shots=3, sampling_temperature=.2,
+    contrasts='kd@cot:kd_cot,kd:kd_cot')
 MINILLM = dict(lr=1e-5, batch_size=8)  # the recipe of Gu et al. 2024, where the paper has none
 
 PAIR = FROM_PAPER | dict(
@@ -99,6 +102,13 @@ AT_LEAST_ONE = ('rows', 'max_tokens', 'batch_size', 'heldout', 'other_prompt', '
 ABOVE_ZERO = ('epochs', 'kd_lr', 'kd_cot_lr', 'temperature')
 
 
+def chosen_contrasts(experiment: Experiment) -> list | None:  # of `Contrast`
+    "Those of its arms that it names, the headline first; None: the table of arms decides"
+    arms = ['teacher', 'student', *(arm.name for arm in choose_arms(experiment.arms))]
+    found = [contrast(text.strip()) for text in experiment.contrasts.split(',') if text.strip()]
+    return [c for c in found if {c.a.arm, c.b.arm} <= {*arms}] or None
+
+
 def check_settings(experiment: Experiment):
     "Raise InputError for a value that no run could use"
     for name, value in asdict(experiment).items():
@@ -112,6 +122,7 @@ def check_settings(experiment: Experiment):
         raise InputError(f'setting dev={experiment.dev}: expected a share from 0 to below 1')
     for arm in choose_arms(experiment.arms):
         askings(experiment, arm)
+    chosen_contrasts(experiment)
 
 # %% ../nbs/20_experiment.ipynb #cd5e0d9c
 def check_batches(experiment: Experiment):
@@ -455,7 +466,7 @@ def find_identities(experiment: Experiment) -> dict:
                 data=data_identity(experiment.data))
 
 # %% ../nbs/20_experiment.ipynb #86ba2728
-LATER = dict(chat=False)  # settings that came later, and how it was before
+LATER = dict(chat=False, contrasts='')  # settings that came later, and how it was before
 
 
 @dataclass
@@ -603,13 +614,14 @@ def _ask(run, member):
 def draw(
     out,  # run directory
     questions: dict = None,  # task -> texts, shown above the answers
+    chosen=None,  # contrasts, as in `gains_table`
 ):
     "Figure and page of a run"
     import matplotlib.pyplot as plt
     from cotkd.figures import plot_gains
     from cotkd.report import write_report
-    plt.close(plot_gains(load_results(out), Path(out)/'gains.png'))
-    write_report(out, questions)
+    plt.close(plot_gains(load_results(out), Path(out)/'gains.png', chosen))
+    write_report(out, questions, chosen)
 
 # %% ../nbs/20_experiment.ipynb #43ec17ad
 def _versions():
@@ -693,7 +705,10 @@ def run(
         prepared = check(experiment, benchmark, out, seeds, trainer)
         with alone(this.out, 'this run'):
             _work(this, prepared, dict(preset=preset or preset_name(experiment), command=command))
+    if launched()[0] == 0:
+        clear_parts(this.out)
     if launched()[0] == 0 and not _is_drawn(this.out):
-        draw(this.out, {task: [item['input'] for item in items]
-                        for task, items in benchmark.items.items()})
+        questions = {task: [item['input'] for item in items]
+                     for task, items in benchmark.items.items()}
+        draw(this.out, questions, chosen_contrasts(experiment))
     return this.out/'report.html'

@@ -476,15 +476,19 @@ def complete_alone(model, tokenizer, row: Row, how: How) -> Answer:
     take(row, out[0, len(row.ids):].tolist(), tokenizer, how)
     return _answer(row, tokenizer, how)
 
-# %% ../nbs/12_generate.ipynb #01e536fe
+# %% ../nbs/12_generate.ipynb #b76b78d0
 @torch.inference_mode()
 def can_batch(
     model,
     row: list,  # token ids of a prompt, to try it on
 ) -> bool:
-    "Does this model say the same in a batch that shrinks as alone?"
+    "Does this model say the same in a batch that shrinks as alone? InputError: it says nothing"
     row, other = row[-12:], row[-5:] + row[-5:] + row[-5:]  # it is padded, the other is not
-    want = _scores(model, torch.tensor([row]), None, 3)
+    try:
+        want = _scores(model, torch.tensor([row]), None, 3)
+    except Exception as error:
+        raise InputError(f'{type(model).__name__} cannot write in this version of transformers '
+                         f'({str(error).splitlines()[0]}): it cannot be asked here') from error
     try:
         ids, mask = left_pad([row, other])
         cache = growing_cache(model.config)

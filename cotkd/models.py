@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOR_EACH', 'NUMBERS', 'load_config', 'load_tokenizer', 'check_finite', 'half_precision', 'load_lm', 'keep_layers',
            'skeleton', 'layer_stack', 'skipping', 'drop_layers', 'processes', 'alone', 'parameter_table', 'align_vocab',
-           'context_length', 'limits_of', 'Head', 'read_head', 'check_head', 'packs', 'Sizes', 'is_mixture',
+           'context_length', 'limits_of', 'Head', 'read_head', 'body_of', 'check_head', 'packs', 'Sizes', 'is_mixture',
            'count_parameters', 'state_identity']
 
 # %% ../nbs/06_models.ipynb #5beb8a31
@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from .files import InputError, only_one, without_leftovers
 from .names import adapter_base, check_files, hub_answers, no_model, parse_name
@@ -79,9 +80,14 @@ def check_finite(
 
 
 def _load_weights(name, path, dtype, trust_remote_code):
-    model, info = _find(AutoModelForCausalLM.from_pretrained, name, path, 'model', dtype=dtype,
-                        trust_remote_code=trust_remote_code, output_loading_info=True,
-                        use_safetensors=True)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing we say ourselves, in a line
+    try:
+        model, info = _find(AutoModelForCausalLM.from_pretrained, name, path, 'model', dtype=dtype,
+                            trust_remote_code=trust_remote_code, output_loading_info=True,
+                            use_safetensors=True)
+    finally:
+        logging.set_verbosity(verbosity)
     missing = sorted(info['missing_keys'])
     if missing:
         raise InputError(
@@ -243,13 +249,15 @@ def drop_layers(
     keep: list,  # layers to keep, in order, counted from 0
 ):  # a smaller model of the same kind, with its own copy of the weights
     "Make a student out of some of its teacher's layers; InputError where that makes another model"
-    config = keep_layers(model.config, keep)
     state = _kept_weights(model, keep)
     try:
+        config = keep_layers(model.config, keep)
         config = type(config).from_dict(config.to_dict())  # as it will be read
         student = type(model)(config).to(model.device, model.dtype).eval()
         student.load_state_dict(state)
         same = _say_the_same(model, student, keep)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f'{type(model).__name__} cannot be built with layers {[*keep]} alone '
                          f'({type(error).__name__}): take a smaller model of the family') from error
@@ -354,13 +362,21 @@ def read_head(
     return Head(head.weight, head.bias, scale, softcap)
 
 # %% ../nbs/06_models.ipynb #6d2439e5
+def body_of(
+    model,  # a causal language model, or one wrapped by peft
+):
+    "The model without its head"
+    body = model.get_decoder()
+    return body.model if hasattr(body, 'lm_head') else body  # Llama 4 hands out itself
+
+
 @torch.no_grad()
 def check_head(
     model,  # a causal language model, or one wrapped by peft
 ):
     "Raise InputError if a model's logits are not its `read_head` of its last hidden states"
     ids = torch.arange(8, device=model.device)[None]
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state
     ours = read_head(model)(hidden)
     theirs = model(input_ids=ids, use_cache=False).logits.float()
     largest = theirs.abs().max().clamp(min=1e-9)
@@ -378,7 +394,7 @@ def packs(
 ) -> bool:  # sequences packed into one row are read as if each were alone
     "Try it on two short sequences, whose positions both start at 0"
     ids = torch.arange(8, device=model.device)[None]
-    body = model.get_decoder()
+    body = body_of(model)
 
     def hidden(ids, positions):
         return body(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state

@@ -58,8 +58,7 @@ FAMILIES = {  # name -> settings beyond `SHAPE`; `kind`: model type, where it is
     'falcon_alibi': dict(kind='falcon', alibi=True), 'mpt': dict(d_model=32, n_heads=2, n_layers=2),
     'mamba': dict(state_size=4), 'falcon_mamba': dict(state_size=4),
     'mamba2': dict(num_heads=4, head_dim=16, state_size=8, n_groups=1, expand=2),
-    'rwkv': dict(attention_hidden_size=32), 'xlstm': dict(
-        num_heads=2, qk_dim_factor=.5, v_dim_factor=1., chunk_size=16, max_inference_chunksize=16),
+    'rwkv': dict(attention_hidden_size=32), 'xlstm': {},
     'bamba': dict(attn_layer_indices=[1], **SSM),
     'jamba': dict(num_experts=2, num_experts_per_tok=1, attn_layer_period=2, attn_layer_offset=1,
                   use_mamba_kernels=False, mamba_d_state=4, mamba_dt_rank=4),
@@ -207,6 +206,7 @@ def plain_answer(model, prompt, n):
 def check_answers(name, n=32):
     "In batches that shrink, every prompt is answered as alone"
     model = make(name)
+    generate_batch(model, tokenizer(), PROMPTS[:1], max_new_tokens=1)  # refuses what cannot write
     want = [plain_answer(model, prompt, n) for prompt in PROMPTS]
     pairs = [text[i:i + 2] for text in want for i in range(4, len(text) - 2)]
     stops = [p for p in pairs if 0 < sum(p in text for text in want) < len(want)]
@@ -221,6 +221,8 @@ def check_layers(name):
     deep = {x: 4 for x in ('num_hidden_layers', 'n_layer', 'n_layers', 'num_layers')
             if x in settings}
     deep |= {x: 2 * settings[x] for x in EACH if isinstance(settings.get(x), list)}
+    if 'attention_types' in settings:
+        deep['attention_types'] = [[['global', 'local'], 2]]
     model = make(name, **deep)
     part, ids = drop_layers(model, [0, 1, 3]), torch.arange(1, 40)[None]
     with tempfile.TemporaryDirectory() as out, torch.no_grad(), skipping(model, [2]):

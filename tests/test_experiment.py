@@ -49,7 +49,7 @@ def drawn(monkeypatch):
     "Runs whose figure and page are not looked at: they are empty, and counted"
     times = []
 
-    def draw(out, questions=None):
+    def draw(out, questions=None, chosen=None):
         times.append(out)
         for name in ('gains.png', 'report.html'):
             (Path(out)/name).write_text('')
@@ -297,7 +297,8 @@ def test_what_is_wrong_is_said_before_a_model_works(changed, words, tmp_path, mo
 
 def test_a_batch_that_does_not_divide(tmp_path, monkeypatch):
     forbid(monkeypatch)
-    monkeypatch.setenv('WORLD_SIZE', '3')
+    for name, x in dict(WORLD_SIZE='3', RANK='0', LOCAL_RANK='0').items():  # as torchrun says
+        monkeypatch.setenv(name, x)
     with pytest.raises(InputError, match='batch_size is 8.*3 processes.*a multiple'):
         run(TINY, tmp_path/'run')
 
@@ -463,7 +464,7 @@ def test_configure_knows_every_kind_of_setting():
 # --- several processes
 
 def run_in_both(out):
-    def draw(out, questions):
+    def draw(out, questions, chosen=None):
         (out/f"drawn-{os.environ['RANK']}").write_text('')
 
     experiment.draw = draw

@@ -1,0 +1,80 @@
+"The same experiment again: the same bytes; and what a preset asks decides what it compares"
+import json
+from dataclasses import replace
+
+import pytest
+from processes import finish
+
+from cotkd.arms import ARMS
+from cotkd.cli import main
+from cotkd.experiment import PRESETS, askings, chosen_contrasts, configure, read_config, run
+from cotkd.files import InputError
+from cotkd.records import load_results
+
+SMALL = ['--set', 'rows=24', 'heldout=3', 'other_prompt=2', 'max_new_tokens=10', 'epochs=2',
+         'contrasts=kd@cot:kd_cot']
+
+
+def command(*words):
+    assert not main(list(words))
+
+
+@pytest.fixture(scope='module')
+def twice(tmp_path_factory):
+    "A run, the same again, and one from the first one's config.json alone"
+    folder = tmp_path_factory.mktemp('repeated')
+    for name in 'first', 'second':
+        finish(command, 'run', 'toy', *SMALL, '--seeds', '2', '--bbh', '', '--out', f'{folder}/{name}',
+               '--weight_decay', '0.1')
+    finish(command, 'run', f'{folder}/first/config.json', '--bbh', '', '--out', f'{folder}/third')
+    return folder
+
+
+@pytest.mark.parametrize('other', ['second', 'third'])
+@pytest.mark.parametrize('path', ['results.jsonl', 'models/kd_cot-1/model.safetensors',
+                                  'predictions/kd_cot/cot-0-1/navigate.jsonl'])
+def test_one_seed_gives_the_same_bytes(path, other, twice):
+    assert (twice/other/path).read_bytes() == (twice/'first'/path).read_bytes()
+
+
+def test_a_config_holds_all_that_a_run_was(twice):
+    experiment, seeds, trainer = read_config(twice/'first'/'config.json')
+    assert seeds == 2 and trainer == dict(weight_decay=.1)
+    assert experiment == configure('toy', dict(x.split('=', 1) for x in SMALL[1:]))
+
+
+def test_other_models_or_questions_are_no_repetition(twice, tmp_path):
+    config = json.loads((twice/'first'/'config.json').read_text())
+    experiment, *_ = read_config(twice/'first'/'config.json')
+    for part in 'identities', 'questions':
+        with pytest.raises(InputError, match=f'{part} are .* of the run that is to come out again'):
+            run(experiment, tmp_path/'run', False, 2, trainer=config['trainer'],
+                repeats=config | {part: 'other'})
+    assert main(['run', str(twice/'first'/'config.json')]) == 2  # where to?
+    assert not (tmp_path/'run').exists()
+
+
+def test_the_headline_is_what_the_settings_name(twice, capsys):
+    "In figure, page and table: KD asked step by step, as KD+CoT is"
+    page = (twice/'first'/'report.html').read_text()
+    assert 'KD, step by step' in page
+    command('gains', str(twice/'first'))
+    assert 'KD, step by step → KD+CoT' in capsys.readouterr().out
+    assert {*load_results(twice/'first').arm} == {'teacher', 'student', 'kd', 'kd_cot'}
+
+
+@pytest.mark.parametrize('preset', [name for name in PRESETS if name != 'toy'])
+def test_the_papers_presets_ask_every_arm_step_by_step(preset):
+    "All questions of both contrasts, the one of the paper first"
+    experiment = PRESETS[preset]
+    assert [str(c) for c in chosen_contrasts(experiment)] == ['kd@cot:kd_cot', 'kd:kd_cot']
+    for arm in ARMS.values():
+        limits = {asking.mode: asking.limit or 250 for asking in askings(experiment, arm)}
+        assert limits == dict(cot=250, direct=250)  # as many as any task has
+
+
+def test_contrasts_follow_the_arms():
+    paper = PRESETS['paper-qwen']
+    assert chosen_contrasts(replace(paper, arms='sft,sft_cot')) is None
+    with pytest.raises(InputError, match="contrast 'kd'"):
+        configure('toy', dict(contrasts='kd'))
