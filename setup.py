@@ -20,7 +20,7 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['cotkd', 'cotkd.*']),
-    package_data={'cotkd': ['assets/*', 'assets/*/*', 'results/*']},
+    package_data={'cotkd': ['assets/*', 'assets/*/*', 'results/*', 'results/campaigns/*']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split()},
