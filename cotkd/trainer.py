@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['side_of', 'KDConfig', 'Distiller', 'span_sums', 'SeededSampler', 'UpdateTrainer', 'StudentTrainer', 'load_student',
-           'adapted_layers', 'with_adapters', 'check_rows', 'check_trainer', 'KDTrainer', 'per_token']
+           'adapted_layers', 'with_adapters', 'check_rows', 'check_trainer', 'can_pack', 'KDTrainer', 'per_token']
 
 # %% ../nbs/09_trainer.ipynb #aa0ba040
 import hashlib
@@ -409,6 +409,20 @@ class _Rows(torch.utils.data.Dataset):
             return row
         return dict(row, teacher_hidden=self.cache[self.places[i]])
 
+# %% ../nbs/09_trainer.ipynb #5f14984c
+def can_pack(
+    models: list,  # those in memory
+    device: torch.device,
+) -> bool:
+    "Are rows packed? On a GPU, where all models can read them so; it says so where they cannot"
+    if device.type != 'cuda':
+        return False
+    if not all(map(packs, models)):
+        logging.get_logger(__name__).warning(
+            'a model cannot read packed rows: an update is padded micro-batches, and slower')
+        return False
+    return True
+
 # %% ../nbs/09_trainer.ipynb #dd73e10a
 class KDTrainer(StudentTrainer):
     "`Trainer` whose loss is the divergence of a student from its teacher; raises InputError"
@@ -429,11 +443,7 @@ class KDTrainer(StudentTrainer):
         check_trainer(models, args, len(encoded), teacher, dev)
         for model in models[1:]:
             model.requires_grad_(False).eval().to(args.device)
-        gpu = args.device.type == 'cuda'
-        pack = gpu and all(map(packs, models))
-        if gpu and not pack:
-            logging.get_logger(__name__).warning(
-                'a model cannot read packed rows: an update is padded micro-batches, and slower')
+        pack = can_pack(models, args.device)
         n = len(encoded) - dev
         train = _Rows(encoded, teacher, range(n))
         held_out = _Rows(encoded, teacher, range(n, len(encoded)))

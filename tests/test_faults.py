@@ -1,5 +1,6 @@
 "What goes wrong while it runs: it stops there, says so, and loses nothing"
 import json
+import logging
 import shutil
 from types import SimpleNamespace
 
@@ -8,16 +9,19 @@ import torch
 from families import StopAtSave, make, tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 from training import toy_rows, toy_student, toy_teacher
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
+from cotkd import models
+from cotkd.bbh import Benchmark
 from cotkd.cache import TeacherCache, write_cache
 from cotkd.cli import main
 from cotkd.data import load_cot
 from cotkd.distill import Clock, distill, last_checkpoint, training_arguments, validate
+from cotkd.evaluate import Asking, Subject, evaluate
 from cotkd.files import InputError, data_files, file_digest, launched, write_lines
 from cotkd.models import check_finite, count_parameters, load_lm
 from cotkd.toy import make_toy
-from cotkd.trainer import KDConfig, SeededSampler
+from cotkd.trainer import KDConfig, SeededSampler, can_pack
 
 ROWS = make_toy(['web_of_lies'], 32, seed=1)
 
@@ -190,3 +194,56 @@ def test_a_log_is_json(tmp_path):
 
     for line in (tmp_path/'log.jsonl').read_text().splitlines():
         json.loads(line, parse_constant=refuse)
+
+
+def half_of_forward_kl(d, p, q):
+    return .5 * (p * d - p + q), .5 * (q - p)
+
+
+def test_a_divergence_of_ones_own_trains(tmp_path):
+    "Half the loss of the one that it is half of"
+    logged = {}
+    for name, divergence in dict(whole='forward_kl', half=half_of_forward_kl).items():
+        config = KDConfig(batch_size=4, divergence=divergence, trainer=dict(logging_steps=1))
+        distill(make('llama', 2), make('llama', 1), tokenizer(), ROWS[:8], tmp_path/name,
+                config=config)
+        logged[name] = json.loads((tmp_path/name/'log.jsonl').read_text().splitlines()[0])['loss']
+    assert logged['half'] == pytest.approx(logged['whole'] / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize('has_bfloat16, setting, dtype', [
+    (True, dict(bf16=True), torch.bfloat16), (False, dict(fp16=True), torch.float16)])
+def test_a_gpu_computes_in_what_it_has(has_bfloat16, setting, dtype, monkeypatch):
+    "A V100 and a T4 have no bfloat16"
+    assert models.half_precision() == {} or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda emulated=True: has_bfloat16)
+    assert models.half_precision() == setting
+    assert models._precision('cuda:0') is dtype and models._precision('cpu') is torch.float32
+
+
+def test_where_rows_cannot_be_packed_it_is_said(monkeypatch, caplog):
+    monkeypatch.setattr('cotkd.trainer.packs', lambda model: False)
+    monkeypatch.setattr(logging.getLogger('transformers'), 'propagate', True)
+    assert not can_pack([make('llama')], torch.device('cuda'))
+    assert 'padded micro-batches' in caplog.text or caplog.records == []
+    assert can_pack([], torch.device('cuda')) and not can_pack([], torch.device('cpu'))
+
+
+@pytest.mark.parametrize('rows, updates', [(400, 100), (32, 8)])
+def test_checkpoints_are_a_share_of_the_training(rows, updates, tmp_path):
+    "A twentieth of it, however long it is: one of a big model takes minutes and gigabytes"
+    args = training_arguments(tmp_path, KDConfig(batch_size=4))
+    state = TrainerState(max_steps=updates)
+    state.compute_steps(args, updates)
+    assert state.save_steps == max(1, -(-updates // 20))
+
+
+def test_an_answer_that_the_context_cuts_off_is_counted(tmp_path):
+    "It has less room than was asked for, and uses it up"
+    model = make('llama', max_position_embeddings=40, eos_token_id=None)
+    items = [dict(input='Is 3 odd?', target='Yes')]
+    tokens = tokenizer()
+    result, = evaluate(model, tokens, Benchmark('one', items={'odd': items}), Subject('a', 'm', 'w'),
+                       Asking(mode='cot', max_new_tokens=500), out=tmp_path, progress=False)
+    assert result['truncated'] == 1
