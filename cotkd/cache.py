@@ -267,6 +267,10 @@ def _about(model, counts, fingerprint):
     return About(fingerprint, str(head.weight.dtype), width, head.scale, head.softcap,
                  count_parameters(model).body, files)
 
+# %% ../nbs/08_cache.ipynb #841f91fc
+def _collate(model):
+    return KDCollator(pack=model.device.type == 'cuda' and packs(model))
+
 # %% ../nbs/08_cache.ipynb #c41bf06c
 def write_cache(
     teacher: str,  # as for `load_lm`
@@ -278,22 +282,20 @@ def write_cache(
     trust_remote_code: bool = False,  # as for `load_lm`
 ) -> Path:  # `out`
     "Run the teacher once over the rows and keep its last hidden states; only what is missing"
-    out = Path(out)
-    i, n = _my_shard(shard)
+    out, (i, n) = Path(out), _my_shard(shard)
     tokenizer = load_tokenizer(teacher, trust_remote_code)
     limits = limits_of([load_config(teacher, trust_remote_code)], len(tokenizer))
     encoded = encode_rows(rows, tokenizer, mode, chat, limits)
     counts = [count_supervised(e) for e in encoded]
-    belongs = fingerprint(teacher, tokenizer, rows, mode, chat, trust_remote_code)
     model, _ = load_lm(teacher, trust_remote_code=trust_remote_code)
     check_head(model)
+    belongs = fingerprint(teacher, tokenizer, rows, mode, chat, trust_remote_code)
     about = _about(model, counts, belongs)
     _claim(out, about)
     mine = {k: r for k, r in enumerate(about.files) if k % n == i - 1}
     if 0 in mine and not _find(out, 'head'):
         _save(head_tensors(read_head(model)), out, 'head')
-    collate = KDCollator(pack=model.device.type == 'cuda' and packs(model))
-    _write_files(_Writing(model, encoded, counts, collate, out), mine)
+    _write_files(_Writing(model, encoded, counts, _collate(model), out), mine)
     return out
 
 # %% ../nbs/08_cache.ipynb #cbdac71f

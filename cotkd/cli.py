@@ -155,7 +155,7 @@ def _run(args):
     if _is_first():
         print(f'\ntable, figure and answers side by side: {report}')
 
-
+# %% ../nbs/22_cli.ipynb #5c911fc4
 def _is_first():
     "Of the processes that torchrun or accelerate started"
     return launched()[0] == 0
@@ -177,7 +177,7 @@ def _add_rows(parser):
     add_option(parser, '--out', 'directory for what comes out', required=True)
     _add_remote(parser)
 
-
+# %% ../nbs/22_cli.ipynb #8e7dda54
 def _rows(args, tokenizer):
     "Those to train on, followed by those held out, and how many these are"
     from datasets import concatenate_datasets
@@ -420,7 +420,7 @@ def recorded_contrasts(
     arms = {*results.arm}
     return [c for c in found if {c.a.arm, c.b.arm} <= arms] or None
 
-
+# %% ../nbs/22_cli.ipynb #c5cb8daa
 def _gains(args):
     from cotkd.gains import finding, format_table, gains_table
     from cotkd.records import load_results

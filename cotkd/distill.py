@@ -82,7 +82,7 @@ WITHOUT_EFFECT = (  # on this loss and these batches, or not ours to do
     'push_to_hub', 'hub_token', 'hub_model_id', 'hub_strategy', 'hub_private_repo', 'do_train',
     'do_eval', 'do_predict', 'eval_do_concat_batches', 'push_to_hub_token')
 
-
+# %% ../nbs/10_distill.ipynb #2b19b609
 def check_trainer_settings(
     settings: dict,  # of `TrainingArguments`
 ):
@@ -118,7 +118,7 @@ def training_arguments(
     check_trainer_settings(config.trainer)
     return _make_arguments(out, settings | config.trainer, workers)
 
-
+# %% ../nbs/10_distill.ipynb #c8e897dd
 def _make_arguments(out, settings, workers):
     try:
         with without_leftovers():
@@ -314,7 +314,7 @@ def _checkpoint_bytes(job):
     size = 4 * job.student.num_parameters()
     return size if job.config.lora_rank else 3 * size
 
-
+# %% ../nbs/10_distill.ipynb #2d89f034
 def _take(out, recipe, resume):
     "The cost of a finished training, or None: there is something to do"
     with processes().main_process_first():

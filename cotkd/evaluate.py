@@ -36,7 +36,7 @@ class Subject:
         if self.seed < 0:
             raise InputError(f'seed is {self.seed}: expected 0 or more')
 
-
+# %% ../nbs/15_evaluate.ipynb #1787623a
 @dataclass(frozen=True)
 class Asking:
     "How a benchmark is asked; raises InputError for settings that make no sense"

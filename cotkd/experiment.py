@@ -166,7 +166,7 @@ def read_config(
         raise InputError(f'{path} is no config.json of a run of this version ({error}): name one '
                          'of a run directory, or a preset') from None
 
-
+# %% ../nbs/20_experiment.ipynb #9cf9b2ac
 def configure(
     preset: str,  # a key of `PRESETS`, or the path of a run's config.json
     settings: dict = None,  # field -> text, as given on the command line
@@ -468,7 +468,7 @@ def find_identities(experiment: Experiment) -> dict:
 # %% ../nbs/20_experiment.ipynb #86ba2728
 LATER = dict(chat=False, contrasts='')  # settings that came later, and how it was before
 
-
+# %% ../nbs/20_experiment.ipynb #0a0fc1bf
 @dataclass
 class Run:
     "One experiment in one directory"
@@ -682,7 +682,17 @@ def _check_repeats(run, old):
             raise InputError(f'{part} are {run.belongs()[part]}, of the run that is to come out '
                              f'again {old.get(part)}: point at the same models, data and benchmark')
 
+# %% ../nbs/20_experiment.ipynb #f342154a
+def _complete(run):
+    "Clear what was half-written before a kill, and draw"
+    clear_parts(run.out)
+    if _is_drawn(run.out):
+        return
+    questions = {task: [item['input'] for item in items]
+                 for task, items in run.benchmark.items.items()}
+    draw(run.out, questions, chosen_contrasts(run.experiment))
 
+# %% ../nbs/20_experiment.ipynb #1f88f9cb
 def run(
     experiment: Experiment,
     out,  # run directory
@@ -706,9 +716,5 @@ def run(
         with alone(this.out, 'this run'):
             _work(this, prepared, dict(preset=preset or preset_name(experiment), command=command))
     if launched()[0] == 0:
-        clear_parts(this.out)
-    if launched()[0] == 0 and not _is_drawn(this.out):
-        questions = {task: [item['input'] for item in items]
-                     for task, items in benchmark.items.items()}
-        draw(this.out, questions, chosen_contrasts(experiment))
+        _complete(this)
     return this.out/'report.html'

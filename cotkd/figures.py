@@ -315,7 +315,7 @@ def write_note(
 _LEGEND = dict(
     frameon=False, fontsize=9, borderaxespad=0, borderpad=0, handletextpad=.5, columnspacing=1.5)
 
-
+# %% ../nbs/18_figures.ipynb #a969aea6
 def write_heading(
     fig,
     ax,
@@ -416,7 +416,7 @@ def _contrasts_panel(table):
     return Panel(f'All contrasts: average of {which}, 95% interval', _contrast_labels(table),
                  lambda ax: _contrast_panel(ax, table), [], 1)
 
-
+# %% ../nbs/18_figures.ipynb #100fe613
 def _arms_panel(results, c):
     "Of the tasks that both sides of the contrast have finished"
     done = finished_tasks(pair_items(results, c)) or list(results.task)

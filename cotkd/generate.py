@@ -63,7 +63,7 @@ def encode_prompts(
                          'give it some text')
     return rows
 
-
+# %% ../nbs/12_generate.ipynb #c9896c36
 def check_tokens(
     model,
     rows: list,  # token ids of each prompt
@@ -375,7 +375,13 @@ class How:
     ends: list  # tokens that end an answer
     stop: tuple  # texts that end an answer
     temperature: float = 0.  # 0: greedy
+    batch_size: int = 64  # most rows at a time
     shared: int = 0  # tokens that all prompts begin with, kept elsewhere
+
+    def __post_init__(self):
+        if self.batch_size < 1 or not 0 <= self.temperature < float('inf'):
+            raise ValueError(f'batch_size={self.batch_size} has to be 1 or more, '
+                             f'temperature={self.temperature} 0 or more')
 
     def processors(self, rows):
         return [Sampler(self.temperature, [r.generator for r in rows])] if self.temperature else []
@@ -444,7 +450,7 @@ def complete_batch(
             cache.reorder_cache(torch.tensor(keep, device=ids.device))
     return [_answer(row, tokenizer, how) for row in rows]
 
-
+# %% ../nbs/12_generate.ipynb #32b5de59
 def _left_padded(model, rows, how):
     "The shared tokens, then each row's own, aligned at the end: ids and mask, (B, T)"
     ids, mask = left_pad([row.ids[how.shared:] for row in rows], how.config(1).pad_token_id)
@@ -502,7 +508,7 @@ def can_batch(
     tolerance = (1e-4 if model.dtype == torch.float32 else 5e-2)*float(want[0].abs().max())
     return all(torch.allclose(x, y, rtol=0, atol=tolerance) for x, y in zip(want, got))
 
-
+# %% ../nbs/12_generate.ipynb #af916945
 def _scores(model, ids, mask, steps, cache=None):
     "Logits of the next tokens, (B, V) each"
     mask = torch.ones_like(ids) if mask is None else mask
@@ -554,29 +560,29 @@ def _shared(model, rows, share_prefix):
     return shared if shared >= WORTHWHILE and can_share(model, rows[0]) else 0
 
 
-def _batches(model, rows, order, shared, batch_size):
+def _batches(model, rows, order, how):
     "Positions in `rows`, batch by batch"
-    tokens = [len(rows[i].ids) - shared + rows[i].room for i in order]
+    tokens = [len(rows[i].ids) - how.shared + rows[i].room for i in order]
     budget = CACHE_BYTES.get(model.device.type, CACHE_BYTES['cuda'])
     most = budget // max(1, token_bytes(model))
-    return [[order[p] for p in places] for places in cut_batches(tokens, most, batch_size)]
+    batches = cut_batches(tokens, most, how.batch_size)
+    return [[order[p] for p in places] for places in batches]
 
 # %% ../nbs/12_generate.ipynb #1ef09b4b
-def _check_amounts(max_new_tokens, batch_size, temperature):
-    if min(max_new_tokens, batch_size) < 1 or not 0 <= temperature < float('inf'):
-        raise ValueError(f'{max_new_tokens=} and {batch_size=} have to be 1 or more, '
-                         f'{temperature=} 0 or more')
-
-
 def _make_rows(model, ids, generators, max_new_tokens):
+    if max_new_tokens < 1:
+        raise ValueError(f'{max_new_tokens=} has to be 1 or more')
+    check_tokens(model, ids)
+    check_prompts(model, ids)
     limit = context_length(model.config)
     return [Row(row, min(max_new_tokens, limit - len(row)), generator)
-            for row, generator in zip(ids, generators)]
+            for row, generator in zip(ids, generators, strict=True)]
 
 # %% ../nbs/12_generate.ipynb #5b85dbe2
-def _answers(model, tokenizer, rows, order, how, batch_size, share_prefix):
+def _answers(model, tokenizer, rows, only, how, share_prefix):
     "(positions, answers) of each batch, the longest prompts first"
-    order = sorted(order, key=lambda i: (-len(rows[i].ids), i))
+    chosen = range(len(rows)) if only is None else only
+    order = sorted(chosen, key=lambda i: (-len(rows[i].ids), i))
     if not order:
         return
     if hasattr(model, 'get_base_model'):
@@ -588,7 +594,7 @@ def _answers(model, tokenizer, rows, order, how, batch_size, share_prefix):
             return
         how.shared = _shared(model, [row.ids for row in rows], share_prefix)
         prefix = rows[0].ids[:how.shared]
-        batches = _batches(model, rows, order, how.shared, batch_size)
+        batches = _batches(model, rows, order, how)
         with after_prefix(model, prefix) if prefix else nullcontext():
             for batch in batches:
                 yield batch, complete_batch(model, tokenizer, [rows[i] for i in batch], how)
@@ -610,15 +616,11 @@ def generate_batch(
     on_batch=None,  # called with (positions, answers) after each batch
 ) -> list:  # only the new text of each prompt, in order; None for those left out
     "Continuations that depend on model, prompt and seed alone, up to rounding; InputError"
-    _check_amounts(max_new_tokens, batch_size, temperature)
     ids = encode_prompts(tokenizer, prompts, chat)
-    check_tokens(model, ids)
-    check_prompts(model, ids)
     rows = _make_rows(model, ids, streams(prompts, seed), max_new_tokens)
-    order = range(len(rows)) if only is None else only
-    how = How(end_ids(model, tokenizer), tuple(stop), temperature)
+    how = How(end_ids(model, tokenizer), tuple(stop), temperature, batch_size=batch_size)
     texts = {}
-    for batch, done in _answers(model, tokenizer, rows, order, how, batch_size, share_prefix):
+    for batch, done in _answers(model, tokenizer, rows, only, how, share_prefix):
         texts.update({i: answer.text for i, answer in zip(batch, done)})
         if on_batch:
             on_batch(batch, done)

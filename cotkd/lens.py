@@ -115,7 +115,7 @@ def _bars(ax, top, token):
     ax.set(xlabel='probability, %', xlim=(0, 100))
     ax.spines[['top', 'right']].set_visible(False)
 
-
+# %% ../nbs/11_lens.ipynb #597629c6
 def plot_token(
     lens: Lens,
     i: int,  # number of the token, from 0

@@ -162,7 +162,7 @@ def _renumber(config, keep):
     if dense:
         config.first_k_dense_replace = sum(old < dense for old in keep)
 
-
+# %% ../nbs/06_models.ipynb #779b6952
 def keep_layers(
     config,  # of a model; it is left as it is
     keep: list,  # numbers of layers, increasing, from 0
@@ -231,7 +231,7 @@ def skipping(
         for hook in hooks:
             hook.remove()
 
-
+# %% ../nbs/06_models.ipynb #f4765f4e
 @torch.no_grad()
 def _say_the_same(model, student, keep):
     "Does the student compute what the model computes with the other layers skipped?"
@@ -440,7 +440,7 @@ def is_mixture(model) -> bool:
     share = _met(model)
     return any(share(name, weight) < 1 for name, weight in model.named_parameters())
 
-
+# %% ../nbs/06_models.ipynb #474ee668
 def count_parameters(model) -> Sizes:
     "Parameters that a token meets in the body (embedding and head aside), trained ones, the head"
     head, table = read_head(model).weight, model.get_input_embeddings().weight

@@ -65,7 +65,7 @@ def _whole_size(path):
             return None
     return 8 + length + max(ends, default=0)
 
-
+# %% ../nbs/05_names.ipynb #ad30e16e
 def check_files(
     directory,  # of a model
 ):

@@ -262,6 +262,10 @@ def _stack(ax, table, arms):
                     va='center')
         left += share
 
+# %% ../nbs/19_report.ipynb #69cfa5ca
+_LEGEND = dict(ncols=2, loc='upper left', frameon=False, fontsize=9, title_fontsize=9,
+               alignment='left', borderaxespad=0, borderpad=0)
+
 # %% ../nbs/19_report.ipynb #73db5f33
 def plot_errors(
     answers: pd.DataFrame,  # from `answer_table`
@@ -284,8 +288,7 @@ def plot_errors(
                xlabel='share of questions, %, average over tasks')
         sides = f'{arm_label(c.a.arm)} to {arm_label(c.b.arm)}'
         title = f'kind of answer, and its change from {sides} in points [95% CI]'
-        fig.legend(title=title, ncols=2, loc='upper left', bbox_to_anchor=(.02, .91), frameon=False,
-                   fontsize=9, title_fontsize=9, alignment='left', borderaxespad=0, borderpad=0)
+        fig.legend(title=title, bbox_to_anchor=(.02, .91), **_LEGEND)
         _write(fig, 'What kinds of answers do the arms give?', answers, 'Interval: paired '
                'bootstrap of the questions within each task, tasks weighted equally.')
     return fig
@@ -376,7 +379,7 @@ def _example(task, i, pair, texts, opened):
     html = tag('details', summary, question, both, cls=_NO_MATH)
     return html.replace('<details', '<details open', 1) if opened else html
 
-
+# %% ../nbs/19_report.ipynb #126a07dd
 def side_by_side(
     run_dir,
     results: pd.DataFrame,

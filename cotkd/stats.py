@@ -137,7 +137,7 @@ def _over_seeds(pairs):
 _NO_PAIR = dict(n=0, seeds=0) | dict.fromkeys(
     ('delta', 'low', 'high', 'p', 'p_mcnemar', 'seed_sd'), np.nan)
 
-
+# %% ../nbs/16_stats.ipynb #e8d23162
 def compare(
     pairs: pd.DataFrame,  # from `pair_items`
     n_boot: int = 10_000,  # resamples

@@ -471,7 +471,7 @@ def evaluate(
     self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
     return metrics
 
-
+# %% ../nbs/09_trainer.ipynb #edccf65a
 def per_token(
     sums: torch.Tensor,  # (2, 3) from `span_sums`
     taught: bool = True,  # there is a teacher: without one there is no KL
