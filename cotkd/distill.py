@@ -256,7 +256,7 @@ def log_lines(
         look = any(name in entry for name in ('eval_kl', 'eval_nll'))
         if not look and 'loss' not in entry:
             continue
-        line = {name.removeprefix('eval_'): x for name, x in entry.items()
+        line = {name.removeprefix('eval_'): x for name, x in sorted(entry.items())
                 if name in _LOGGED or name.startswith(('eval_kl', 'eval_nll'))}
         lines[entry['step'], look] = line  # after a kill the same look may have been taken twice
     return list(lines.values())
@@ -395,6 +395,8 @@ def _carry_out(job, out, names, resume, callbacks):
         if cost is None:
             cost = _train(job, args, out, recipe, [_Bar(out.name), *callbacks])
             _free_memory()
+        elif processes().is_main_process:
+            _remove_checkpoints(out)  # a kill may have come before that
         processes().wait_for_everyone()
     return cost
 
