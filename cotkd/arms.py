@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RATIONALES', 'ARMS', 'cross_entropy_share', 'Arm', 'find_arm', 'order_arms', 'reference_arms', 'choose_arms', 'Asked',
-           'find_asked', 'Contrast', 'contrast', 'contrasts']
+           'find_asked', 'Contrast', 'contrast', 'named_contrasts', 'contrasts']
 
 # %% ../nbs/04_arms.ipynb #310ac25b
 import difflib
@@ -158,6 +158,15 @@ def contrast(
     if len(sides) != 2 or not all(sides) or sides[0] == sides[1]:
         raise InputError(f'contrast {text!r}: expected two different arms, such as kd:kd_cot')
     return Contrast(find_asked(sides[0]), find_asked(sides[1]))
+
+# %% ../nbs/04_arms.ipynb #4c19df1f
+def named_contrasts(
+    text: str,  # "kd@cot:kd_cot,kd:kd_cot"; '': none is named
+    arms,  # names of those that are there
+) -> list | None:  # of `Contrast`; None: the table decides
+    "The contrasts that settings name, between arms that are there; InputError for another text"
+    found = [contrast(part.strip()) for part in text.split(',') if part.strip()]
+    return [c for c in found if {c.a.arm, c.b.arm} <= {*arms}] or None
 
 # %% ../nbs/04_arms.ipynb #ff6d9f79
 def contrasts(

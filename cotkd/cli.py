@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fastcore.docments import docments
 
-from .arms import contrast
+from .arms import named_contrasts
 from .files import QUARANTINE, InputError, launched, read_json, visible
 
 # %% ../nbs/22_cli.ipynb #04d614b0
@@ -415,10 +415,8 @@ def recorded_contrasts(
     path = Path(runs[0])/'config.json'
     if len(runs) > 1 or not path.is_file():
         return None
-    named = read_json(path).get('settings', {}).get('contrasts', '').split(',')
-    found = [contrast(text.strip()) for text in named if text.strip()]
-    arms = {*results.arm}
-    return [c for c in found if {c.a.arm, c.b.arm} <= arms] or None
+    named = read_json(path).get('settings', {}).get('contrasts', '')
+    return named_contrasts(named, results.arm)
 
 # %% ../nbs/22_cli.ipynb #c5cb8daa
 def _gains(args):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .arms import Arm, choose_arms, contrast, cross_entropy_share, find_arm
+from .arms import Arm, choose_arms, cross_entropy_share, find_arm, named_contrasts
 from .arms import reference_arms
 from .bbh import Benchmark, bbh_benchmark, toy_benchmark
 from .evaluate import Asking, Subject, clear_parts, evaluate, unfinished
@@ -105,8 +105,7 @@ ABOVE_ZERO = ('epochs', 'kd_lr', 'kd_cot_lr', 'temperature')
 def chosen_contrasts(experiment: Experiment) -> list | None:  # of `Contrast`
     "Those of its arms that it names, the headline first; None: the table of arms decides"
     arms = ['teacher', 'student', *(arm.name for arm in choose_arms(experiment.arms))]
-    found = [contrast(text.strip()) for text in experiment.contrasts.split(',') if text.strip()]
-    return [c for c in found if {c.a.arm, c.b.arm} <= {*arms}] or None
+    return named_contrasts(experiment.contrasts, arms)
 
 
 def check_settings(experiment: Experiment):
