@@ -407,7 +407,7 @@ def _vocab(student, teacher, tokenizer):
     heads = [m.head if isinstance(m, TeacherCache) else read_head(m) for m in sides]
     return min(len(tokenizer), *(len(head.weight) for head in heads))
 
-
+# %% ../nbs/10_distill.ipynb #4e5981c8
 def distill(
     student,  # the model to train
     teacher,  # the model to learn from; the `TeacherCache` of these rows; None: the text alone

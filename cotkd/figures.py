@@ -281,11 +281,15 @@ def _arm_panel(ax, results, labels):
 def _contrast_labels(table):
     "Of each contrast, with its n where they differ"
     averages = table.xs(MACRO, level='task')
+    differ = averages.n.nunique() > 1
     labels = []
     for name, n in averages.n.items():
         label = contrast_label(contrast(name))
-        label = label.replace(' → ', ' →\n') if len(label) > 40 else label
-        labels.append(label + (f' (n={n:,.0f})' if averages.n.nunique() > 1 else ''))
+        if len(label) > 40:
+            label = label.replace(' → ', ' →\n')
+        if differ:
+            label += f' (n={n:,.0f})'
+        labels.append(label)
     return labels
 
 
@@ -357,6 +361,11 @@ def _gain_marks(results, c):
     interval = _mark('95% interval of the gain', color=colour_of(c.b.arm), **_BAND)
     return [*marks, interval]
 
+# %% ../nbs/18_figures.ipynb #34ab7ebe
+def _count_words(counts):
+    most = f'{max(counts, default=0):,.0f} questions'
+    return 'up to ' + most if len(set(counts)) > 1 else most
+
 
 def _asked_counts(results):
     "Questions, summed over tasks, under the arms' own prompts, and under the others, in words"
@@ -364,8 +373,7 @@ def _asked_counts(results):
     own, other = [], []
     for (arm, mode), n in questions.items():
         (own if find_arm(arm).asked == mode else other).append(n)
-    return [('up to ' if len(set(counts)) > 1 else '') + f'{max(counts, default=0):,.0f} questions'
-            for counts in (own, other)]
+    return _count_words(own), _count_words(other)
 
 
 def _prompt_marks(results):
@@ -442,8 +450,9 @@ def _draw_panels(fig, panels, left):
     height = fig.get_figheight()
     sizes = [len(panel.labels) for panel in panels]
     axes = fig.subplots(len(panels), 1, height_ratios=sizes)
-    fig.subplots_adjust(left=left / 8, right=1 - 2.1 / 8, top=1 - 1.75 / height,
-                        bottom=1.55 / height, hspace=1.05 * len(panels) / (.31 * sum(sizes)))
+    between = 1.05 * len(panels) / (.31 * sum(sizes))  # inches, beside those of the rows
+    fig.subplots_adjust(left=left / 8, right=1 - 2.1 / 8, hspace=between)
+    fig.subplots_adjust(top=1 - 1.75 / height, bottom=1.55 / height)
     for ax, panel in zip(axes, panels):
         panel.draw(ax)
         write_heading(fig, ax, panel.title, panel.marks, panel.columns)
@@ -574,8 +583,9 @@ def plot_accuracies(
     fig, style = new_figure(8, height)
     with plt.rc_context(style):
         ax = fig.subplots()
-        fig.subplots_adjust(left=.06 + .0095 * max(map(len, rows.index)), right=.71,
-                            top=1 - .7 / height, bottom=1.2 / height)
+        longest = max(map(len, rows.index))
+        fig.subplots_adjust(left=.06 + .0095 * longest, right=.71)
+        fig.subplots_adjust(top=1 - .7 / height, bottom=1.2 / height)
         marks = _accuracy_panel(ax, rows, second, labels)
         _write_accuracies(fig, ax, results, asked, marks)
     return fig

@@ -368,7 +368,7 @@ class Row:
     def left(self):
         return self.room - len(self.new)
 
-
+# %% ../nbs/12_generate.ipynb #9745986a
 @dataclass
 class How:
     "What is the same for all rows"
@@ -613,7 +613,7 @@ def generate_batch(
     only: list = None,  # positions in `prompts` to continue; None: all
     chat: bool = False,  # the prompts are from `chat_prompt`
     share_prefix: bool = True,  # read what all prompts begin with once, where the model can
-    on_batch=None,  # called with (positions, answers) after each batch
+    on_batch=lambda positions, answers: None,  # called after each batch
 ) -> list:  # only the new text of each prompt, in order; None for those left out
     "Continuations that depend on model, prompt and seed alone, up to rounding; InputError"
     ids = encode_prompts(tokenizer, prompts, chat)
@@ -622,6 +622,5 @@ def generate_batch(
     texts = {}
     for batch, done in _answers(model, tokenizer, rows, only, how, share_prefix):
         texts.update({i: answer.text for i, answer in zip(batch, done)})
-        if on_batch:
-            on_batch(batch, done)
+        on_batch(batch, done)
     return [texts.get(i) for i in range(len(prompts))]

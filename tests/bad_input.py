@@ -87,8 +87,8 @@ def distill(folder, *more, data=None, teacher='toy-teacher', student='toy-studen
 
 
 def evaluate(folder, *more, model='toy-student'):
-    return ['eval', '--model', str(model), '--tasks', 'navigate', '--mode', 'direct', '--shots', '0',
-            '--limit', '2', '--out', str(folder/'out'), *more]
+    return ['eval', '--model', str(model), '--tasks', 'navigate', '--mode', 'direct',
+            '--shots', '0', '--limit', '2', '--out', str(folder/'out'), *more]
 
 
 def run(folder, *settings, preset='toy', more=()):
@@ -96,7 +96,7 @@ def run(folder, *settings, preset='toy', more=()):
     return ['run', preset, '--set', *small, *settings, '--out', str(folder/'out'), *more]
 
 
-# --- data -----------------------------------------------------------------------------------------
+# --- data ----------------------------------------------------------------------------------------
 
 def data_case(wrong, says, text, name='bad.jsonl'):
     @case('data', wrong, says)
@@ -113,11 +113,13 @@ data_case('a JSON list', 'holds a JSON list', json.dumps(ROWS), 'bad.json')
 data_case('no rationales', 'no row has rationale', '{"source": "a", "target": "b"}\n')
 data_case('columns of another name', 'no row has source',
           '{"instruction": "a", "input": "b", "output": "c"}\n')
-data_case('only empty answers', 'none of its 1 rows', LINE.replace('"target": "', '"target": " ", "x": "'))
+data_case('only empty answers', 'none of its 1 rows',
+          LINE.replace('"target": "', '"target": " ", "x": "'))
 data_case('a table', 'not valid JSON', 'source,target,rationale\na,b,c\n', 'bad.csv')
 data_case('a packed file', 'not valid JSON', gzip.compress(LINE.encode()), 'bad.jsonl.gz')
 data_case('another encoding', 'not valid JSON', LINE.encode('utf-16'))
-data_case('an object that is cut off', 'ends too early', '{"0": ' + LINE + ', "1": {"sou', 'bad.json')
+data_case('an object that is cut off', 'ends too early', '{"0": ' + LINE + ', "1": {"sou',
+          'bad.json')
 data_case('a value that is no row', 'none of its 1 rows', '[1, 2]\n')
 case('data', 'no such file', 'no such file')(
     lambda folder: distill(folder, data=str(folder/'nothing.jsonl')))
@@ -139,12 +141,13 @@ def long_rows(folder):
     return distill(folder, '--max-tokens', '5')
 
 
-# --- settings of a training -------------------------------------------------------------------------
+# --- settings of a training ----------------------------------------------------------------------
 
 for option, value, says in (
         ('--lr', '0', 'lr is 0'), ('--lr', 'nan', 'lr is nan'), ('--epochs', '0', 'epochs is 0'),
         ('--epochs', 'inf', 'epochs is inf'), ('--batch-size', '0', 'batch_size is 0'),
-        ('--batch-size', '50', 'do not fill one update'), ('--temperature', '0', 'temperature is 0'),
+        ('--batch-size', '50', 'do not fill one update'),
+        ('--temperature', '0', 'temperature is 0'),
         ('--temperature', 'inf', 'temperature is inf'),
         ('--temperature', 'nan', 'temperature is nan'), ('--seed', '-1', 'seed is -1'),
         ('--lora-rank', '-1', 'lora_rank is -1'), ('--micro-tokens', '0', 'micro_tokens is 0'),
@@ -154,7 +157,8 @@ for option, value, says in (
         ('--answer-weight', '0', 'answer_weight is 0'),
         ('--learning_rate', '1e-3', '--lr'), ('--num_train_epochs', '3', '--epochs'),
         ('--per_device_train_batch_size', '4', '--batch-size'), ('--output_dir', 'x', '--out'),
-        ('--label_smoothing_factor', '0.1', 'no effect'), ('--neftune_noise_alpha', '5', 'no effect'),
+        ('--label_smoothing_factor', '0.1', 'no effect'),
+        ('--neftune_noise_alpha', '5', 'no effect'),
         ('--hub_token', 'secret', 'no effect'), ('--load_best_model_at_end', 'true', '--dev'),
         ('--gradient_accumulation_steps', '2', '--micro-tokens'),
         ('--auto_find_batch_size', 'true', '--micro-tokens')):
@@ -174,7 +178,7 @@ def sft_cache(folder):
     return distill(folder, '--loss', 'sft', '--cache', str(folder/'cache'))
 
 
-# --- models ---------------------------------------------------------------------------------------
+# --- models --------------------------------------------------------------------------------------
 
 def copy_model(folder, name='toy-student'):
     shutil.copytree(ASSETS/name, folder/'model', dirs_exist_ok=True)
@@ -289,7 +293,8 @@ def no_base(path):
 @model_case('code of its own', '--trust-remote-code')
 def own_code(path):
     config = json.loads((path/'config.json').read_text())
-    config |= dict(model_type='own', auto_map={'AutoConfig': 'own.C', 'AutoModelForCausalLM': 'own.M'})
+    config |= dict(model_type='own')
+    config |= dict(auto_map={'AutoConfig': 'own.C', 'AutoModelForCausalLM': 'own.M'})
     (path/'config.json').write_text(json.dumps(config))
 
 
@@ -354,7 +359,7 @@ def system_first(folder):
     return evaluate(folder, '--chat', model=path)
 
 
-# --- caches ---------------------------------------------------------------------------------------
+# --- caches --------------------------------------------------------------------------------------
 
 def write_some_cache(folder, *more):
     from cotkd.cache import write_cache
@@ -401,11 +406,12 @@ for shard, says in ('3/2', 'expected i/n'), ('half', 'expected i/n'), ('0/2', 'e
                                      shard, '--out', str(folder/'out')])
 
 
-# --- evaluation -----------------------------------------------------------------------------------
+# --- evaluation ----------------------------------------------------------------------------------
 
 for more, says in (
         (('--tasks', 'navigat'), "'navigat'"), (('--limit', '0'), 'limit=0'),
-        (('--temperature', '-1'), 'temperature is -1'), (('--temperature', 'nan'), 'temperature is nan'),
+        (('--temperature', '-1'), 'temperature is -1'),
+        (('--temperature', 'nan'), 'temperature is nan'),
         (('--scorer', 'mine'), "scorer 'mine' is unknown"),
         (('--scorer', 'lm-eval'), 'scorer lm-eval with shots=0'), (('--shots', '2'), 'shots=2'),
         (('--max-new-tokens', '-3'), 'max_new_tokens'), (('--batch-size', '0'), 'batch_size'),
@@ -436,10 +442,10 @@ def changed_task(folder):
     return evaluate(folder, '--bbh', str(folder/'bbh'))
 
 
-# --- results --------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
-RESULT = dict(arm='student', task='navigate', seed=0, mode='direct', shots=0, scorer='official', n=4,
-              correct=2, items='0110', index=None, skipped=0, model='m', benchmark='bbh')
+RESULT = dict(arm='student', task='navigate', seed=0, mode='direct', shots=0, scorer='official',
+              n=4, correct=2, items='0110', index=None, skipped=0, model='m', benchmark='bbh')
 
 
 def result(arm, **more):
@@ -457,7 +463,8 @@ def results_case(wrong, says, *rows, more=()):
 case('results', 'no such file', 'no results at')(lambda folder: ['gains', str(folder/'nothing')])
 results_case('an empty file', 'no result in', '')
 results_case('a line that is no JSON', 'line 2', result('kd'), '{"arm": ')
-results_case('a field that is missing', 'no items', {k: x for k, x in RESULT.items() if k != 'items'})
+results_case('a field that is missing', 'no items',
+             {name: x for name, x in RESULT.items() if name != 'items'})
 results_case('more verdicts than questions', 'items must be', result('kd', n=5))
 results_case('a count that is not theirs', 'items hold', result('kd', correct=3))
 results_case('a verdict that is none', 'items must be', result('kd', items='01x0'))
@@ -470,24 +477,26 @@ results_case('two numbers of examples', 'mix shots', result('kd'), result('kd_co
 results_case('two benchmarks', 'mix benchmark', result('kd'), result('kd_cot', benchmark='toy'))
 results_case('an arm that is not there', "no results of arm 'sft'", result('kd'), result('kd_cot'),
              more=('--contrast', 'kd:sft'))
-results_case('a contrast that is none', 'expected two different arms', result('kd'), result('kd_cot'),
-             more=('--contrast', 'kd'))
+results_case('a contrast that is none', 'expected two different arms', result('kd'),
+             result('kd_cot'), more=('--contrast', 'kd'))
 results_case('students of two pairs', 'different base models', result('kd', start='a' * 32),
              result('kd_cot', start='b' * 32))
 
 
-# --- the whole experiment -------------------------------------------------------------------------
+# --- the whole experiment ------------------------------------------------------------------------
 
 case('experiment', 'a preset that nobody knows', "preset 'toi' is unknown")(
     lambda folder: run(folder, preset='toi'))
 for setting, says in (
         ('row=5', "setting 'row' is unknown"), ('rows=many', "expected int"), ('rows=0', 'rows=0'),
         ('epochs=nan', 'epochs=nan'), ('shots=2', 'shots=2'), ('dev=1', 'dev=1'),
-        ('batch_size=40', 'expected enough rows'), ('teacher=toy-techer', "did you mean 'toy-teacher'"),
+        ('batch_size=40', 'expected enough rows'),
+        ('teacher=toy-techer', "did you mean 'toy-teacher'"),
         ('student=./nowhere', 'no such directory'), ('arms=kd,kd_cott', "did you mean 'kd_cot'"),
         ('sampling_temperature=-1', 'temperature is -1')):
     case('experiment', setting, says)(lambda folder, setting=setting: run(folder, setting))
-case('experiment', 'no training run', '--seeds 0')(lambda folder: run(folder, more=('--seeds', '0')))
+case('experiment', 'no training run', '--seeds 0')(
+    lambda folder: run(folder, more=('--seeds', '0')))
 
 
 @case('experiment', 'a directory that holds something else', 'is not empty')

@@ -41,7 +41,8 @@ FAMILIES = {  # name -> settings beyond `SHAPE`; `kind`: model type, where it is
     'gemma2': MIXED | dict(final_logit_softcapping=30.), 'gemma3_text': MIXED,
     'gemma3n_text': dict(
         head_dim=16, layer_types=BOTH_KINDS, vocab_size_per_layer_input=600, num_kv_shared_layers=0,
-        hidden_size_per_layer_input=8, laurel_rank=4, altup_num_inputs=2, intermediate_size=[64, 64],
+        hidden_size_per_layer_input=8, laurel_rank=4, altup_num_inputs=2,
+        intermediate_size=[64, 64],
         activation_sparsity_pattern=[0., 0.], **WINDOW),
     'gemma4_text': {}, 'vaultgemma': dict(head_dim=16, **WINDOW), 'mistral': WINDOW,
     'mistral_full': dict(kind='mistral', sliding_window=None),

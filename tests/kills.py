@@ -1,4 +1,4 @@
-"""A small experiment that is killed at a chosen write, continued, and compared with an unbroken one.
+"""A small experiment, killed at a chosen write, continued, and compared with an unbroken one.
 
 Python tells an audit hook of each file that is opened for writing, renamed or removed, just before
 it happens. So "the n-th event in the run directory" is the same moment in every run.

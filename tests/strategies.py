@@ -73,7 +73,8 @@ def _byte_level(template=None, whole_words=True):
 
 def _byte_fallback():
     "As Llama's: a space before the text, spaces as ▁, bytes for what is not in the vocabulary"
-    pieces = [END, '<s>', '<unk>', *(f'<0x{i:02X}>' for i in range(256)), '▁', *'QAISsotheanwri:.']
+    pieces = [END, '<s>', '<unk>', *(f'<0x{i:02X}>' for i in range(256)), '▁']
+    pieces += 'QAISsotheanwri:.'
     merges = [('▁', 'Q'), ('▁', 'S'), ('▁S', 'o'), ('t', 'h'), ('th', 'e'), ('▁', 'the')]
     pieces += [a + b for a, b in merges]
     vocab = {piece: i for i, piece in enumerate(pieces)}

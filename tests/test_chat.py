@@ -1,4 +1,4 @@
-"Models that chat are trained and asked through their own template, and their thoughts are told apart"
+"Models that chat: trained and asked through their own template, their thoughts told apart"
 import pytest
 from families import make, tokenizer
 from tokenizers import processors
@@ -52,8 +52,9 @@ def test_what_is_shown(template, shown):
 
 
 @pytest.mark.parametrize('template', [
-    "{{ raise_exception('Only system messages here') }}", '{{ messages[0].content.nothing.at.all }}',
-    '{{ 1 + }}', '<|assistant|>'], ids=['refuses', 'breaks', 'is none', 'loses the question'])
+    "{{ raise_exception('Only system messages here') }}",
+    '{{ messages[0].content.nothing.at.all }}', '{{ 1 + }}', '<|assistant|>'],
+    ids=['refuses', 'breaks', 'is none', 'loses the question'])
 def test_what_cannot_be_shown_is_one_line(template):
     with pytest.raises(InputError) as told:
         chat_prompt(QUESTION, chatty(template))
@@ -99,7 +100,8 @@ def test_training_lays_rows_out_as_conversations(tmp_path):
 
 
 @pytest.mark.parametrize('text, thoughts, answer', [
-    ('(B)', '', '(B)'), ('<think>Is it (A)?</think>\n\n(B)', '<think>Is it (A)?</think>\n\n', '(B)'),
+    ('(B)', '', '(B)'),
+    ('<think>Is it (A)?</think>\n\n(B)', '<think>Is it (A)?</think>\n\n', '(B)'),
     ('so it is.\n</think>\n(B)', 'so it is.\n</think>\n', '(B)'),
     ('<think>on and on', '<think>on and on', ''), ('a < b <think>', '', 'a < b <think>')])
 def test_thoughts_are_told_from_the_answer(text, thoughts, answer):
@@ -123,7 +125,8 @@ def test_thoughts_and_ends_are_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(generate, 'generate_batch', thinks)
     items = [dict(input='Is 3 odd?', target='Yes'), dict(input='Is 4 odd?', target='No')]
-    evaluate(make('llama', vocab_size=700), chatty(TURNS + REPLY), Benchmark('two', items={'odd': items}),
+    two = Benchmark('two', items={'odd': items})
+    evaluate(make('llama', vocab_size=700), chatty(TURNS + REPLY), two,
              Subject('kd', 'm', 'w'), Asking(chat=True), out=tmp_path, progress=False)
     line, _ = read_lines(tmp_path/'predictions'/'kd'/'cot-0-0'/'odd.jsonl')
     assert line == dict(index=0, text='<think>Well.</think>\nSo the answer is Yes.', answer='Yes',

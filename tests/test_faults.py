@@ -244,6 +244,7 @@ def test_an_answer_that_the_context_cuts_off_is_counted(tmp_path):
     model = make('llama', max_position_embeddings=40, eos_token_id=None)
     items = [dict(input='Is 3 odd?', target='Yes')]
     tokens = tokenizer()
-    result, = evaluate(model, tokens, Benchmark('one', items={'odd': items}), Subject('a', 'm', 'w'),
+    one = Benchmark('one', items={'odd': items})
+    result, = evaluate(model, tokens, one, Subject('a', 'm', 'w'),
                        Asking(mode='cot', max_new_tokens=500), out=tmp_path, progress=False)
     assert result['truncated'] == 1

@@ -16,11 +16,13 @@ from cotkd.records import load_results
 from cotkd.report import write_report
 
 ARMS = ('kd', 'kd_cot')
-NAMES = ('../../outside', '/etc/cron.d/x', '..', '.hidden', 'con\x07', 'a/b', '<script>hacked=1</script>',
-         '"><img src=x onerror=hacked=1>', '\u202egnp.exe', '\x1b[2J', '$(touch hacked)', 'x' * 300)
+NAMES = ('../../outside', '/etc/cron.d/x', '..', '.hidden', 'con\x07', 'a/b',
+         '<script>hacked=1</script>', '"><img src=x onerror=hacked=1>', '\u202egnp.exe',
+         '\x1b[2J', '$(touch hacked)', 'x' * 300)
 ANSWERS = ('<script>window.hacked = 1</script>', '<img src=x onerror="window.hacked=1">',
-           '</pre></div><iframe src="https://example.com"></iframe>', '\x1b[31mred\x07', '\u202eevil',
-           '<svg onload="window.hacked=1">', '{{ 7 * 7 }}', '$\\alpha$ [x](javascript:hacked=1)')
+           '</pre></div><iframe src="https://example.com"></iframe>', '\x1b[31mred\x07',
+           '\u202eevil', '<svg onload="window.hacked=1">', '{{ 7 * 7 }}',
+           '$\\alpha$ [x](javascript:hacked=1)')
 
 
 @pytest.fixture
@@ -71,8 +73,9 @@ def test_a_hostile_run_stays_inside_and_is_harmless(says, tmp_path, page):
 
 
 def test_a_hostile_arm_stays_inside(says, tmp_path):
+    benchmark = Benchmark('b', items={'t': [dict(input='a', target='b')]})
     for name in NAMES:
-        evaluate(make('llama'), tokenizer(), Benchmark('b', items={'t': [dict(input='a', target='b')]}),
+        evaluate(make('llama'), tokenizer(), benchmark,
                  Subject(name, 'm', 'w'), Asking(), out=tmp_path/'run', progress=False)
     assert everything_below(tmp_path) == {'run'}
     assert {*load_results(tmp_path/'run').arm} == {*NAMES}
@@ -119,7 +122,8 @@ def test_code_of_a_model_runs_only_if_it_is_asked_for(tmp_path):
     make('llama').save_pretrained(model)
     tokenizer().save_pretrained(model)
     config = json.loads((model/'config.json').read_text())
-    config |= dict(model_type='own', auto_map=dict(AutoConfig='own.Own', AutoModelForCausalLM='own.M'))
+    config |= dict(model_type='own')
+    config |= dict(auto_map=dict(AutoConfig='own.Own', AutoModelForCausalLM='own.M'))
     (model/'config.json').write_text(json.dumps(config))
     (model/'own.py').write_text(f'import os\nos.mkdir({str(tmp_path/"exploded")!r})\n')
     with pytest.raises(InputError, match='--trust-remote-code'):

@@ -8,8 +8,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NBS = ROOT/'nbs'
 NOTEBOOKS = sorted([*NBS.glob('*.ipynb'), *NBS.glob('studies/*.ipynb')])
-MODULES = sorted(path for path in (ROOT/'cotkd').glob('*.py') if path.name != '_modidx.py')
+SOURCES = sorted(path for folder in ('cotkd', 'tests', 'tools')
+                 for path in (ROOT/folder).rglob('*.py') if path.name != '_modidx.py')
 WIDTH = 100  # columns
+CELL = 25  # lines of code in an exported cell
+STRETCH = 60  # lines of code before something is shown
 MACHINE = r'(/home|/root|/work|/Users|/tmp)/\w'  # begins a path that only one machine has
 
 
@@ -57,13 +60,37 @@ def test_links_lead_somewhere(notebook):
             assert any((place/link).exists() for place in places), f'{link}: {cell.source[:200]}'
 
 
+def code_lines(cell):
+    return [line for line in cell.source.splitlines()
+            if line.strip() and not line.strip().startswith('#')]
+
+
+def shows(cell):
+    "An output, or a table or picture among the prose"
+    if cell.cell_type == 'code':
+        return bool(cell.outputs)
+    return bool(re.search(r'!\[|<svg|<img|^\|', cell.source, flags=re.M))
+
+
 def test_code_fits_a_cell(notebook):
     for cell in code_cells(notebook):
         assert not wide(cell.source)
+        if '#| export' in cell.source:
+            assert len(code_lines(cell)) <= CELL, cell.source
 
 
-@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
-def test_modules_fit_the_same_width(path):
+def test_something_is_shown_again_and_again(notebook):
+    stretch = 0
+    for cell in notebook.cells:
+        if cell.cell_type == 'code':
+            stretch += len(code_lines(cell))
+            assert stretch <= STRETCH, cell.source
+        if shows(cell):
+            stretch = 0
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_sources_fit_the_same_width(path):
     "All but the list of public names, which nbdev wraps at 120"
     text = path.read_text(encoding='utf-8')
     assert not wide(re.sub(r'^__all__ = \[.*?\]$', '', text, flags=re.M | re.S))

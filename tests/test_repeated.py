@@ -24,8 +24,8 @@ def twice(tmp_path_factory):
     "A run, the same again, and one from the first one's config.json alone"
     folder = tmp_path_factory.mktemp('repeated')
     for name in 'first', 'second':
-        finish(command, 'run', 'toy', *SMALL, '--seeds', '2', '--bbh', '', '--out', f'{folder}/{name}',
-               '--weight_decay', '0.1')
+        finish(command, 'run', 'toy', *SMALL, '--seeds', '2', '--bbh', '',
+               '--out', f'{folder}/{name}', '--weight_decay', '0.1')
     finish(command, 'run', f'{folder}/first/config.json', '--bbh', '', '--out', f'{folder}/third')
     return folder
 

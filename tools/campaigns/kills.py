@@ -1,4 +1,4 @@
-"""Kills at chosen writes of a whole experiment; each is continued and compared with an unbroken run.
+"""Kills at chosen writes of a whole experiment, each continued and compared with an unbroken run.
 
     python tools/campaigns/kills.py --kills 120        about half an hour on one core
 
