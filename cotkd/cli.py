@@ -391,6 +391,9 @@ def _eval(args):
     weights = model_identity(args.model, args.trust_remote_code)
     subject = Subject(args.arm, args.model, weights, trained_from(args.model), args.seed)
     check_mixture(args.out, subject, asking)
+    if subject.start and args.arm == 'student':
+        _say(f'{args.model} was trained here; its results go under the arm of the base student, '
+             'unless --arm names another')
     from cotkd.models import load_lm  # not above: whatever is wrong was said by now
     model, tokenizer = load_lm(args.model, trust_remote_code=args.trust_remote_code)
     results = evaluate(model, tokenizer, benchmark, subject, asking, out=args.out)
@@ -422,6 +425,9 @@ def recorded_contrasts(
 def _gains(args):
     from cotkd.gains import finding, format_table, gains_table
     from cotkd.records import load_results
+    if args.out:
+        from cotkd.figures import check_figure_path, plot_gains
+        check_figure_path(args.out)
     results = load_results(*args.runs, shots=args.shots)
     chosen = args.contrast or recorded_contrasts(args.runs, results)
     table = gains_table(results, chosen)
@@ -429,7 +435,6 @@ def _gains(args):
     for name in table.index.unique('contrast'):
         print(finding(table, name))
     if args.out:
-        from cotkd.figures import plot_gains
         plot_gains(results, args.out, chosen)
 
 # %% ../nbs/22_cli.ipynb #e431af36

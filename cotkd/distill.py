@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from .cache import TeacherCache, count_supervised, text_id
@@ -94,6 +95,16 @@ def check_trainer_settings(
         if name in WITHOUT_EFFECT or (name == 'fp16' and not torch.cuda.is_available()):
             raise InputError(f'{name}={value}: distillation has a loss, batches and files of its '
                              'own, in which this has no effect; leave it out')
+    _check_reporting(settings.get('report_to', 'none'))
+
+
+def _check_reporting(asked):
+    "`TrainingArguments` takes any name, and `Trainer` breaks off at one that is not installed"
+    installed = get_available_reporting_integrations()
+    for name in [asked] if isinstance(asked, str) else asked:
+        if name not in ('none', 'all', *installed):
+            raise InputError(f'report_to={name}: expected none, all, or what is installed here '
+                             f'({", ".join(installed) or "nothing"}); install {name} with pip')
 
 # %% ../nbs/10_distill.ipynb #06e3efa2
 def training_arguments(

@@ -207,7 +207,7 @@ def memory_table(
     return pd.concat([table, table.sum().rename('sum').to_frame().T])
 
 # %% ../nbs/21_plan.ipynb #8a5229c0
-HUB_TOKENS = dict(direct=(51.2, 3.2), cot=(96.3, 41.3))  # tokens, supervised tokens of a row
+HUB_TOKENS = dict(direct=(241., 3.2), cot=(286., 41.3))  # tokens, supervised tokens of a row
 SAMPLE = 600  # rows
 
 
@@ -236,7 +236,7 @@ def arm_lengths(experiment: Experiment) -> tuple:  # {arm: `Lengths`}, where the
     arms = choose_arms(experiment.arms)
     if experiment.data == HUB_ID:
         found = {arm.name: Lengths(*HUB_TOKENS[arm.mode], experiment.max_tokens) for arm in arms}
-        return found, f'assumed: short for {HUB_ID}, so a lower bound'
+        return found, f'assumed, from the size of the file of {HUB_ID}'
     tokenizer = load_tokenizer(experiment.teacher, experiment.trust_remote_code)
     small = replace(experiment, rows=min(SAMPLE, experiment.rows), dev=0.)
     rows, _ = training_rows(small, Benchmark('none'), tokenizer)

@@ -155,6 +155,14 @@ class Limits:
                              'embedding of the model that lacks it')
 
 # %% ../nbs/03_prompt.ipynb #e871ffea
+def _check_one_end(example, tokenizer):
+    *ids, end = example['input_ids']
+    if end in (token for token, span in zip(ids, example['spans']) if span != QUESTION):
+        raise InputError(f'a rationale or an answer holds {tokenizer.convert_ids_to_tokens(end)!r} '
+                         'in its middle, where a student would learn to stop: take it out of the '
+                         'rows')
+
+
 def encode_rows(
     rows,  # list of dicts (or a Dataset) with source, target, rationale
     tokenizer,  # as in `encode`
@@ -168,6 +176,7 @@ def encode_rows(
 
     def checked(row):
         example = encode(row, tokenizer, mode, chat)
+        _check_one_end(example, tokenizer)
         if limits:
             limits.check(example, tokenizer)
         return example

@@ -115,6 +115,8 @@ data_case('columns of another name', 'no row has source',
           '{"instruction": "a", "input": "b", "output": "c"}\n')
 data_case('only empty answers', 'none of its 1 rows',
           LINE.replace('"target": "', '"target": " ", "x": "'))
+data_case('an end in the middle of an answer', 'in its middle',
+          (LINE + '\n').replace('"target": "', '"target": "yes<|end|>') * 8)
 data_case('a table', 'not valid JSON', 'source,target,rationale\na,b,c\n', 'bad.csv')
 data_case('a packed file', 'not valid JSON', gzip.compress(LINE.encode()), 'bad.jsonl.gz')
 data_case('another encoding', 'not valid JSON', LINE.encode('utf-16'))
@@ -160,6 +162,7 @@ for option, value, says in (
         ('--label_smoothing_factor', '0.1', 'no effect'),
         ('--neftune_noise_alpha', '5', 'no effect'),
         ('--hub_token', 'secret', 'no effect'), ('--load_best_model_at_end', 'true', '--dev'),
+        ('--report_to', 'clearml', 'report_to=clearml'),
         ('--gradient_accumulation_steps', '2', '--micro-tokens'),
         ('--auto_find_batch_size', 'true', '--micro-tokens')):
     case('settings', f'{option} {value}', says)(

@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
-from strategies import tokenizer_named
+from strategies import END, tokenizer_named
 
 from cotkd.files import InputError
 from cotkd.prompt import (ANSWER, MODES, QUESTION, RATIONALE, KDCollator, Limits, chat_prompt,
@@ -145,3 +145,14 @@ def test_hidden_states_of_a_cache_come_with_their_labels(weights, kept):
     ([], dict(), [])])
 def test_micro_batches(lengths, options, groups):
     assert split_by_length(lengths, **options) == groups
+
+
+@pytest.mark.parametrize('mode, field', [('cot', 'rationale'), ('cot', 'target'),
+                                         ('direct', 'target')])
+def test_a_row_ends_once(mode, field):
+    row = dict(source='Is it?', target='Yes', rationale='It is so.')
+    row[field] += f' {END} and more'
+    with pytest.raises(InputError, match='in its middle'):
+        encode_rows([row], tokenizer_named('byte-level'), mode)
+    row = dict(source=f'Is it {END}?', target='Yes', rationale='It is so.')  # read, not learned
+    assert encode_rows([row], tokenizer_named('byte-level'), mode)
