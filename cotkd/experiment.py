@@ -356,8 +356,8 @@ def check_rows(
     # a token is a byte at least, so that few rows have to be encoded
     sure = 0 if chat or len(tokenizer) > limits.tokens else limits.positions - TEMPLATE_BYTES
     for row in rows:
-        text = row['source'] + row['rationale'] + row['target']
-        if len(text.encode()) > sure:
+        learned = row['rationale'] + row['target']
+        if len((row['source'] + learned).encode()) > sure or tokenizer.eos_token in learned:
             limits.check(encode(row, tokenizer, chat=chat), tokenizer)
 
 # %% ../nbs/20_experiment.ipynb #dd926c1b

@@ -115,7 +115,7 @@ def encode(
     mode: str = 'cot',  # as in `format_example`
     chat: bool = False,  # as a conversation, as the tokenizer's chat template lays it out
 ) -> dict:  # `input_ids` and `spans`: QUESTION, RATIONALE or ANSWER for each token
-    "Encode one example and mark the part of the text each token starts in"
+    "Mark the part of the text each token starts in; InputError: it ends before its end"
     parts = format_example(row['source'], row['target'], row['rationale'], mode)
     if chat:
         parts['question'] = chat_prompt(parts['question'], tokenizer)
@@ -128,6 +128,9 @@ def encode(
     question_end = len(parts['question'])
     rationale_end = question_end + len(parts['rationale'])
     spans = [(start >= question_end) + (start >= rationale_end) for start, _ in offsets]
+    if end in (token for token, span in zip(ids, spans) if span != QUESTION):
+        raise InputError(f'a rationale or an answer holds {tokenizer.convert_ids_to_tokens(end)!r} '
+                         'in its middle, where a student would learn to stop: take it out')
     return dict(input_ids=ids + [end], spans=spans + [ANSWER])
 
 # %% ../nbs/03_prompt.ipynb #750f3882
@@ -155,14 +158,6 @@ class Limits:
                              'embedding of the model that lacks it')
 
 # %% ../nbs/03_prompt.ipynb #e871ffea
-def _check_one_end(example, tokenizer):
-    *ids, end = example['input_ids']
-    if end in (token for token, span in zip(ids, example['spans']) if span != QUESTION):
-        raise InputError(f'a rationale or an answer holds {tokenizer.convert_ids_to_tokens(end)!r} '
-                         'in its middle, where a student would learn to stop: take it out of the '
-                         'rows')
-
-
 def encode_rows(
     rows,  # list of dicts (or a Dataset) with source, target, rationale
     tokenizer,  # as in `encode`
@@ -176,7 +171,6 @@ def encode_rows(
 
     def checked(row):
         example = encode(row, tokenizer, mode, chat)
-        _check_one_end(example, tokenizer)
         if limits:
             limits.check(example, tokenizer)
         return example

@@ -3,7 +3,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -132,17 +134,36 @@ def test_shards_give_the_same_losses(cache):
 
 # --- the command line
 
-def test_the_command_line_under_torchrun(tmp_path):
-    rows, out = tmp_path/'rows.jsonl', tmp_path/'out'
+TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
+            '--no-python', 'cotkd']
+
+
+def distil_command(folder, *more):
+    rows = folder/'rows.jsonl'
     rows.write_text(''.join(json.dumps(row) + '\n' for row in toy_rows()))
-    distil = ['distill', '--teacher', 'toy-teacher', '--student', 'toy-student', '--rationales',
-              '--data', str(rows), '--out', str(out), '--lr', '1e-3']
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node',
-                '2', '--no-python', 'cotkd']
-    done = subprocess.run([*torchrun, *distil], capture_output=True, text=True)
+    return ['distill', '--teacher', 'toy-teacher', '--student', 'toy-student', '--rationales',
+            '--data', str(rows), '--out', str(folder/'out'), '--lr', '1e-3', *more]
+
+
+def test_the_command_line_under_torchrun(tmp_path):
+    distil, out = distil_command(tmp_path), tmp_path/'out'
+    done = subprocess.run([*TORCHRUN, *distil], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     # 40 rows, 8 at a time over both
     assert read_json(out/'distill.json')['cost']['updates'] == 5
     written = (out/'model.safetensors').stat().st_mtime_ns
     assert not main(distil)  # there is nothing left to do
     assert (out/'model.safetensors').stat().st_mtime_ns == written
+
+
+def test_a_worker_that_dies_takes_the_others_down(tmp_path):
+    distil = distil_command(tmp_path, '--epochs', '200')
+    all_of_them = subprocess.Popen([*TORCHRUN, *distil], stderr=subprocess.PIPE, text=True)
+    while not any(tmp_path.glob('out/checkpoint-*')):  # until it trains
+        time.sleep(.2)
+        assert all_of_them.poll() is None
+    workers = psutil.Process(all_of_them.pid).children(recursive=True)
+    workers[-1].kill()
+    _, said = all_of_them.communicate(timeout=60)
+    assert all_of_them.returncode and 'Signal 9 (SIGKILL)' in said
+    assert not psutil.wait_procs(workers, timeout=1)[1]  # none is left
