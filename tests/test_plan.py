@@ -18,7 +18,7 @@ from cotkd.distill import distill
 from cotkd.experiment import FROM_PAPER, PRESETS, Experiment
 from cotkd.files import InputError, read_lines
 from cotkd.models import load_lm, skeleton
-from cotkd.plan import activation_bytes, find_config, find_gpu, parameters, plan
+from cotkd.plan import HUB_TOKENS, activation_bytes, find_config, find_gpu, parameters, plan
 from cotkd.toy import make_toy
 from cotkd.trainer import KDConfig, with_adapters
 
@@ -201,6 +201,13 @@ def test_the_papers_pairs_need_no_network(preset, monkeypatch):
     for text in (str(planned), planned._repr_html_()):
         for word in ('H100', 'assumed', 'memory, GB', 'hours live', 'FLOPs cached', 'size of the file'):
             assert word in text
+
+
+def test_rows_of_cot_collection_are_as_long_as_its_file_says():
+    a_row = 2.36e9 / 1_837_928 - 140  # bytes, without those that are JSON
+    tokens, supervised = HUB_TOKENS['cot']
+    assert tokens == pytest.approx(a_row / 4.2 + 14, rel=.01)
+    assert supervised < HUB_TOKENS['direct'][0] < tokens
 
 
 def test_the_card_itself():
