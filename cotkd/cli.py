@@ -391,11 +391,11 @@ def _eval(args):
     weights = model_identity(args.model, args.trust_remote_code)
     subject = Subject(args.arm, args.model, weights, trained_from(args.model), args.seed)
     check_mixture(args.out, subject, asking)
+    from cotkd.models import load_lm  # not above: whatever is wrong was said by now
+    model, tokenizer = load_lm(args.model, trust_remote_code=args.trust_remote_code)
     if subject.start and args.arm == 'student':
         _say(f'{args.model} was trained here; its results go under the arm of the base student, '
              'unless --arm names another')
-    from cotkd.models import load_lm  # not above: whatever is wrong was said by now
-    model, tokenizer = load_lm(args.model, trust_remote_code=args.trust_remote_code)
     results = evaluate(model, tokenizer, benchmark, subject, asking, out=args.out)
     if _is_first():
         print_scores(results, benchmark)

@@ -114,10 +114,10 @@ def check_row(
         text = _as_text(row[column], numbers=column == 'target')
         if text is None:
             return None, f'{column} not text'
-        if not text:
-            return None, f'{column} empty'
         if _unreadable(text):
             return None, f'{column} unreadable'
+        if not any(map(str.isprintable, text)):  # nor is a space without width
+            return None, f'{column} empty'
         clean[column] = text
     for column, default in OPTIONAL.items():
         text = _as_text(row.get(column), numbers=True)

@@ -200,11 +200,15 @@ def test_distill_then_eval_on_bbh(tmp_path, rows, bbh_dir, capsys):
               '--shots', '0', '--arm', 'mine', '--limit', '5', '--out', str(tmp_path/'scores')]
     evaluate = ['eval', *scores, '--model', str(tmp_path/'student')]
     assert main(evaluate) is None
+    assert 'trained here' not in capsys.readouterr().err
     results = read_lines(tmp_path/'scores/results.jsonl')
     assert [row['n'] for row in results] == [5, 5] and {row['arm'] for row in results} == {'mine'}
     assert len({row['weights'] for row in results}) == 1 and results[0]['weights']
     refused(capsys, ['eval', *scores, '--model', 'toy-teacher'], 'another kind', '--arm')
     refused(capsys, [*evaluate, '--temperature', '.5'], 'another kind', 'temperature')
+    unnamed = [word for word in evaluate if word not in ('--arm', 'mine')]
+    unnamed[unnamed.index('--out') + 1] += '-unnamed'
+    assert main(unnamed) is None and 'was trained here' in capsys.readouterr().err
     assert main(['eval', *scores, '--model', 'toy-student', '--arm', 'student']) is None
     assert 'web_of_lies' in capsys.readouterr().out
     assert main(['gains', str(tmp_path/'scores'), '--contrast', 'student@direct:mine@direct',

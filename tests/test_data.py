@@ -167,7 +167,7 @@ def test_wrong_bytes_and_lone_surrogates_cost_a_row_not_the_run(write):
 
 UNUSABLE = {
     'missing': [None],
-    'empty': ['', ' ', ' \n\t', '\u2003\xa0'],
+    'empty': ['', ' ', ' \n\t', '\u2003\xa0', '\u200b', '\ufeff'],
     'not text': [True, False, [], ['a', ['b']], {}, {'text': 'a'}, float('nan'), float('inf'),
                  -float('inf')],
     'unreadable': ['a\x00', '\x1b[1m', '\x08', '\x7f', 'a\ud83d', '\ude00b', '\ude00\ud83d',

@@ -199,7 +199,8 @@ def test_the_papers_pairs_need_no_network(preset, monkeypatch):
     assert (planned.arms.loc['hours cached'] < planned.arms.loc['hours live']).all()
     assert planned.memory.cached['sum'] < planned.memory.live['sum']
     for text in (str(planned), planned._repr_html_()):
-        for word in ('H100', 'assumed', 'memory, GB', 'hours live', 'FLOPs cached', 'size of the file'):
+        for word in ('H100', 'assumed', 'memory, GB', 'hours live', 'FLOPs cached',
+                     'size of the file'):
             assert word in text
 
 
