@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from fastcore.basics import patch
 from transformers import Trainer
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from .cache import TeacherCache, supervised_hidden
@@ -318,6 +317,7 @@ def load_student(
     student.load_state_dict(saved.state_dict())
 
 # %% ../nbs/09_trainer.ipynb #fd18f702
+_MATRICES = ('Linear', 'Conv1D', 'FalconLinear')  # routers are derived from them, and are more
 _OF_EXPERTS = ('gate_proj', 'up_proj', 'down_proj', 'w1', 'w2', 'w3')
 _OF_MAMBA = ('out_proj', 'conv1d')  # fused into its kernel, past any adapter
 
@@ -329,7 +329,7 @@ def adapted_layers(model) -> list:  # names of modules
         left_out += _OF_MAMBA
     head = model.get_output_embeddings()
     return [name for name, module in model.named_modules()
-            if type(module) in (torch.nn.Linear, Conv1D) and module is not head
+            if type(module).__name__ in _MATRICES and module is not head
             and name.split('.')[-1] not in left_out]
 
 

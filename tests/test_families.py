@@ -22,6 +22,7 @@ def test_value(name, check):
 @pytest.mark.parametrize('name, check', [
     ('gpt_neox', 'resumed, best kept'), ('qwen3_moe', 'resumed, best kept'),
     ('gemma2', 'saved'), ('qwen3_5_text', 'resumed'), ('mamba', 'adapters saved'),
+    ('falcon', 'adapters saved'),  # its linear layers are a class of their own
     ('qwen3_moe', 'adapters resumed')])
 def test_training(name, check):
     CHECKS[check](name)
