@@ -123,14 +123,14 @@ def encode(
                      add_special_tokens=not chat, truncation=False, padding=False, verbose=False)
     ids, offsets = text['input_ids'], text['offset_mapping']
     end = chat_end(tokenizer) if chat else tokenizer.eos_token_id
-    if ids[-1] == end:
+    if ids[-1] == end and len({*offsets[-1]}) == 1:  # the tokenizer's, of no letter of the text
         ids, offsets = ids[:-1], offsets[:-1]
     question_end = len(parts['question'])
     rationale_end = question_end + len(parts['rationale'])
     spans = [(start >= question_end) + (start >= rationale_end) for start, _ in offsets]
     if end in (token for token, span in zip(ids, spans) if span != QUESTION):
-        raise InputError(f'a rationale or an answer holds {tokenizer.convert_ids_to_tokens(end)!r} '
-                         'in its middle, where a student would learn to stop: take it out')
+        raise InputError(f'a rationale or an answer holds {tokenizer.convert_ids_to_tokens(end)!r}, '
+                         'where a student would learn to stop: take it out, each row gets its own')
     return dict(input_ids=ids + [end], spans=spans + [ANSWER])
 
 # %% ../nbs/03_prompt.ipynb #750f3882

@@ -115,7 +115,7 @@ data_case('columns of another name', 'no row has source',
           '{"instruction": "a", "input": "b", "output": "c"}\n')
 data_case('only empty answers', 'none of its 1 rows',
           LINE.replace('"target": "', '"target": " ", "x": "'))
-data_case('an end in the middle of an answer', 'in its middle',
+data_case('an end in the middle of an answer', 'where a student would learn to stop',
           (LINE + '\n').replace('"target": "', '"target": "yes<|end|>') * 8)
 data_case('a table', 'not valid JSON', 'source,target,rationale\na,b,c\n', 'bad.csv')
 data_case('a packed file', 'not valid JSON', gzip.compress(LINE.encode()), 'bad.jsonl.gz')

@@ -152,7 +152,7 @@ def test_micro_batches(lengths, options, groups):
 def test_a_row_ends_once(mode, field):
     row = dict(source='Is it?', target='Yes', rationale='It is so.')
     row[field] += f' {END} and more'
-    with pytest.raises(InputError, match='in its middle'):
+    with pytest.raises(InputError, match='where a student would learn to stop'):
         encode_rows([row], tokenizer_named('byte-level'), mode)
     row = dict(source=f'Is it {END}?', target='Yes', rationale='It is so.')  # read, not learned
     assert encode_rows([row], tokenizer_named('byte-level'), mode)
