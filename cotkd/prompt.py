@@ -129,8 +129,9 @@ def encode(
     rationale_end = question_end + len(parts['rationale'])
     spans = [(start >= question_end) + (start >= rationale_end) for start, _ in offsets]
     if end in (token for token, span in zip(ids, spans) if span != QUESTION):
-        raise InputError(f'a rationale or an answer holds {tokenizer.convert_ids_to_tokens(end)!r}, '
-                         'where a student would learn to stop: take it out, each row gets its own')
+        raise InputError('a rationale or an answer holds '
+                         f'{tokenizer.convert_ids_to_tokens(end)!r}, where a student would learn '
+                         'to stop: take it out, since each row gets one at its end')
     return dict(input_ids=ids + [end], spans=spans + [ANSWER])
 
 # %% ../nbs/03_prompt.ipynb #750f3882
