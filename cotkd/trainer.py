@@ -332,7 +332,7 @@ def adapted_layers(model) -> list:  # names of modules
             if type(module).__name__ in _MATRICES and module is not head
             and name.split('.')[-1] not in left_out]
 
-
+# %% ../nbs/09_trainer.ipynb #eb911371
 def with_adapters(
     student,  # a causal language model
     rank: int,  # of the adapters; alpha is the same
