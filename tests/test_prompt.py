@@ -5,6 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 from strategies import END, tokenizer_named
+from transformers import ByT5Tokenizer
 
 from cotkd.files import InputError
 from cotkd.prompt import (ANSWER, MODES, QUESTION, RATIONALE, KDCollator, Limits, chat_prompt,
@@ -156,3 +157,8 @@ def test_a_row_ends_once(mode, field):
         encode_rows([row], tokenizer_named('byte-level'), mode)
     row = dict(source=f'Is it {END}?', target='Yes', rationale='It is so.')  # read, not learned
     assert encode_rows([row], tokenizer_named('byte-level'), mode)
+
+
+def test_rows_need_a_tokenizer_with_offsets():
+    with pytest.raises(InputError, match='ByT5Tokenizer, which exists in Python only'):
+        encode_rows([ROW], ByT5Tokenizer())
