@@ -393,7 +393,7 @@ def _eval(args):
     check_mixture(args.out, subject, asking)
     from cotkd.models import load_lm  # not above: whatever is wrong was said by now
     model, tokenizer = load_lm(args.model, trust_remote_code=args.trust_remote_code)
-    if subject.start and args.arm == 'student':
+    if subject.start and args.arm == 'student' and _is_first():
         _say(f'{args.model} was trained here; its results go under the arm of the base student, '
              'unless --arm names another')
     results = evaluate(model, tokenizer, benchmark, subject, asking, out=args.out)

@@ -116,7 +116,7 @@ def check_row(
             return None, f'{column} not text'
         if _unreadable(text):
             return None, f'{column} unreadable'
-        if not any(map(str.isprintable, text)):  # nor is a space without width
+        if not any(map(str.isprintable, text)):  # a space without width is nothing
             return None, f'{column} empty'
         clean[column] = text
     for column, default in OPTIONAL.items():

@@ -101,7 +101,7 @@ def check_trainer_settings(
 def _check_reporting(asked):
     "`TrainingArguments` takes any name, and `Trainer` breaks off at one that is not installed"
     installed = get_available_reporting_integrations()
-    for name in [asked] if isinstance(asked, str) else asked:
+    for name in [asked] if isinstance(asked, str) else asked or ():
         if name not in ('none', 'all', *installed):
             raise InputError(f'report_to={name}: expected none, all, or what is installed here '
                              f'({", ".join(installed) or "nothing"}); install {name} with pip')
