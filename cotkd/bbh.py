@@ -381,7 +381,7 @@ class Benchmark:
 # %% ../nbs/13_bbh.ipynb #53b85e4c
 @patch(as_prop=True)
 def scorer(self: Benchmark) -> str:  # name
-    "What `run` scores by: the first rule of its own, or the official one"
+    "What reads its answers unless another is asked for: the first of its own, or the official one"
     return self.scorers[0].name if self.scorers else 'official'
 
 # %% ../nbs/13_bbh.ipynb #d2a9b552

@@ -365,14 +365,16 @@ def _add_eval(parser):
 # %% ../nbs/22_cli.ipynb #3f37a4ae
 def check_mixture(
     out,  # run directory
+    benchmark,  # a `Benchmark`
     subject,  # a `Subject`
     asking,  # an `Asking`
 ):
     "Raise InputError where an arm has results of another model, or asked in another way"
+    from cotkd.evaluate import scorer_of
     from cotkd.records import read_results
     mine = dict(arm=subject.arm, mode=asking.mode, shots=asking.shots, seed=subject.seed)
-    ways = dict(weights=subject.weights, scorer=asking.scorer, temperature=asking.temperature,
-                chat=asking.chat)
+    ways = dict(weights=subject.weights, scorer=scorer_of(benchmark, asking).name,
+                temperature=asking.temperature, chat=asking.chat, benchmark=benchmark.name)
     for row in read_results(out):
         other = {key: row[key] for key, x in ways.items() if row[key] != x}
         if row['weights'] is None and row['model'] == subject.model:
@@ -384,14 +386,15 @@ def check_mixture(
 # %% ../nbs/22_cli.ipynb #2efef4d5
 def _eval(args):
     from cotkd.bbh import bbh_benchmark
-    from cotkd.evaluate import Asking, Subject, evaluate
+    from cotkd.evaluate import Asking, Subject, check_asking, evaluate
     from cotkd.names import model_identity, trained_from
     asking = take_fields(Asking, args, _ASKING, temperature=args.sampling_temperature)
     benchmark = bbh_benchmark(args.bbh, args.tasks)
     weights = model_identity(args.model, args.trust_remote_code)
     subject = Subject(args.arm, args.model, weights, trained_from(args.model), args.seed)
-    check_mixture(args.out, subject, asking)
-    from cotkd.models import load_lm  # not above: whatever is wrong was said by now
+    check_asking(benchmark, asking)
+    check_mixture(args.out, benchmark, subject, asking)
+    from cotkd.models import load_lm  # not above: what can be said without it was said by now
     model, tokenizer = load_lm(args.model, trust_remote_code=args.trust_remote_code)
     if subject.start and args.arm == 'student' and _is_first():
         _say(f'{args.model} was trained here; its results go under the arm of the base student, '

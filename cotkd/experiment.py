@@ -217,7 +217,6 @@ def choose_benchmark(
 def askings(
     experiment: Experiment,
     arm,  # an `Arm`
-    scorer: str = 'official',  # of the benchmark
 ) -> list:  # of `Asking`, one for each prompt
     "How the answers of an arm are found: under its own prompt, and on a sample under the other"
     found = []
@@ -226,9 +225,8 @@ def askings(
         if mode != arm.asked:
             limits.append(experiment.other_prompt)
         found.append(Asking(
-            mode=mode, shots=experiment.shots, scorer=scorer,
-            temperature=experiment.sampling_temperature, limit=min(limits, default=None),
-            chat=experiment.chat,
+            mode=mode, shots=experiment.shots, temperature=experiment.sampling_temperature,
+            limit=min(limits, default=None), chat=experiment.chat,
             skip_long=True,  # they are counted in the results, and are the same for all arms
             max_new_tokens=experiment.max_new_tokens if mode == 'cot' else None))
     return found
@@ -394,7 +392,8 @@ def _cache_sizes(experiment, out, rows, tokenizer, modes):
     for mode in modes:
         if (Path(out)/'cache'/mode).exists():
             continue  # `write_cache` knows what is missing of it
-        spans = [span for row in sample for span in encode(row, tokenizer, mode)['spans']]
+        spans = [span for row in sample
+                 for span in encode(row, tokenizer, mode, experiment.chat)['spans']]
         supervised = sum(span > 0 for span in spans) * len(rows) // len(sample)
         total += cache_bytes(supervised, head.weight)
     return total
@@ -512,7 +511,7 @@ def unasked(run: Run, member: Member) -> list:
     "(asking, tasks) that have no result yet"
     subject = subject_of(run, member)
     found = []
-    for asking in askings(run.experiment, member.arm, run.benchmark.scorer):
+    for asking in askings(run.experiment, member.arm):
         tasks = [*run.benchmark.items]
         if subject.weights:
             tasks = unfinished(run.benchmark, subject, asking, run.out)

@@ -9,7 +9,7 @@ import pytest
 from processes import call, finish
 
 from cotkd import generate
-from cotkd.bbh import Benchmark, bbh_benchmark, toy_benchmark
+from cotkd.bbh import OFFICIAL_STOPS, Benchmark, Scorer, bbh_benchmark, toy_benchmark
 from cotkd.evaluate import Asking, Subject, evaluate, sample_rows, unfinished
 from cotkd.files import InputError, read_lines
 from cotkd.generate import Answer, generate_batch
@@ -251,6 +251,25 @@ def test_a_benchmark_of_ones_own(student, tmp_path):
                        Asking(shots=3, max_new_tokens=8), out=tmp_path, progress=False)
     assert [(row['task'], row['n'], row['benchmark']) for row in results] == [('add', 9, 'sums')]
     assert mine.prompt('add', 'What is 1 + 1?', 'direct', 3).count('\nA: ') == 3
+
+
+def test_a_benchmark_is_scored_by_its_own_scorer(student, tmp_path):
+    always = Scorer('always', OFFICIAL_STOPS, equal=lambda answer, target: True)
+    items = dict(add=[dict(input='What is 1 + 2?', target='3')])
+    mine = Benchmark('sums', items=items, scorers=(always,))
+    short = Asking(max_new_tokens=4)
+
+    def score(benchmark, **how):
+        result, = evaluate(*student, benchmark, Subject('student', 'toy-student'),
+                           replace(short, **how), out=tmp_path, progress=False)
+        return result['scorer'], result['items']
+
+    assert score(mine) == ('always', '1')
+    assert score(mine, scorer='official') == ('official', '0')
+    with pytest.raises(InputError, match="a result of 'add' of the benchmark 'sums'"):
+        score(replace(mine, name='other'))
+    with pytest.raises(InputError, match='always with shots=0'):
+        score(replace(mine, scorers=(replace(always, needs_examples=True),)))
 
 
 # several processes
