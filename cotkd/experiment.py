@@ -412,7 +412,7 @@ def needed_bytes(
         return 0
     student = _model_skeleton(experiment.student, experiment.trust_remote_code)
     size = 4 * student.num_parameters()  # float32
-    checkpoints = 2 * 3 * size  # weights and two moments
+    checkpoints = 0 if experiment.lora_rank else 2 * 3 * size  # weights and two moments
     modes = {member.arm.mode for member in left if member.arm.needs_teacher}
     if not reads_often(experiment, seeds):
         modes = set()

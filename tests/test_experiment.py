@@ -316,6 +316,10 @@ def test_a_full_disk(tmp_path, monkeypatch):
     experiment.check(long, benchmark, tmp_path/'run')
     with pytest.raises(InputError, match='caches'):
         experiment.check(replace(long, epochs=2.), benchmark, tmp_path/'run')
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=15_000_000))
+    with pytest.raises(InputError, match='checkpoints'):
+        experiment.check(TINY, benchmark, tmp_path/'run')
+    experiment.check(replace(TINY, lora_rank=4), benchmark, tmp_path/'run')  # small ones
 
 
 def test_a_model_on_the_hub_is_not_mistaken_for_a_path():
