@@ -8,7 +8,7 @@ __all__ = ['FROM_PAPER', 'MINILLM', 'PAIR', 'LLAMA_13B', 'TINYLLAMA', 'SMOLLM', 
            'check_batches', 'check_names', 'read_config', 'configure', 'choose_benchmark', 'askings', 'sample_fitting',
            'leave_out_long', 'training_rows', 'Member', 'members', 'place_of', 'Prepared', 'check_pair', 'check_rows',
            'untrained', 'reads_often', 'needed_bytes', 'check', 'data_identity', 'find_identities', 'Run', 'subject_of',
-           'unasked', 'missing', 'draw', 'preset_name', 'run']
+           'unasked', 'missing', 'draw', 'check_student', 'preset_name', 'run']
 
 # %% ../nbs/20_experiment.ipynb #a1e9607e
 import difflib
@@ -652,9 +652,21 @@ def _say(run, prepared):
     print(f'{count:,} rows to train on{few}, {prepared.held_out} held out; {items:,} questions, '
           f'{len(run.benchmark.items)} tasks: {kind}')
 
+# %% ../nbs/20_experiment.ipynb #5a28e860
+def check_student(experiment: Experiment):
+    "Load the base student, and raise InputError if it cannot be trained here"
+    from cotkd.models import check_head, load_lm
+    from cotkd.trainer import with_adapters
+    student, _ = load_lm(experiment.student, trust_remote_code=experiment.trust_remote_code)
+    check_head(student)
+    if experiment.lora_rank:
+        with_adapters(student, experiment.lora_rank)
+
 # %% ../nbs/20_experiment.ipynb #7f489aea
 def _work(run, prepared, about):
     from cotkd.models import processes
+    if untrained(run.experiment, run.out, run.seeds):
+        check_student(run.experiment)
     state = processes()
     if state.is_main_process:
         _begin(run, about, prepared)

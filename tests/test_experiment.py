@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from processes import SERVER, finish
 
-from cotkd import experiment, figures
+from cotkd import experiment, figures, models
 from cotkd.arms import ARMS, Arm
 from cotkd.bbh import OFFICIAL_STOPS, Scorer, toy_benchmark
 from cotkd.cli import main
@@ -320,6 +320,16 @@ def test_a_full_disk(tmp_path, monkeypatch):
     with pytest.raises(InputError, match='checkpoints'):
         experiment.check(TINY, benchmark, tmp_path/'run')
     experiment.check(replace(TINY, lora_rank=4), benchmark, tmp_path/'run')  # small ones
+
+
+def test_a_student_is_looked_at_before_its_teacher_reads(tmp_path, monkeypatch):
+    def odd(model):
+        raise InputError(f'a head of {model.num_parameters():,} parameters')
+    monkeypatch.setattr('cotkd.models.check_head', odd)
+    student = models.load_lm('toy-student')[0].num_parameters()
+    with pytest.raises(InputError, match=f'a head of {student:,} parameters'):
+        run(replace(TINY, epochs=2.), tmp_path/'run', bbh=False)  # two epochs want a cache
+    assert not (tmp_path/'run/cache').exists() and not (tmp_path/'run/config.json').exists()
 
 
 def test_a_model_on_the_hub_is_not_mistaken_for_a_path():
