@@ -369,7 +369,7 @@ def check_mixture(
     subject,  # a `Subject`
     asking,  # an `Asking`
 ):
-    "Raise InputError where an arm has results of another model, or asked in another way"
+    "Raise InputError where an arm has results of another model, benchmark or way of asking"
     from cotkd.evaluate import scorer_of
     from cotkd.records import read_results
     mine = dict(arm=subject.arm, mode=asking.mode, shots=asking.shots, seed=subject.seed)

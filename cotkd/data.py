@@ -15,6 +15,7 @@ import logging
 import re
 import shutil
 import tempfile
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -85,6 +86,9 @@ COLUMNS = (*REQUIRED, *OPTIONAL)
 _CONTROL = bytes({*range(32), 127} - {*b'\t\n\v\f\r'})
 
 
+_UNSEEN = ('Cf', 'Cc', 'Zs', 'Zl', 'Zp')  # spaces, some without width, and marks of direction
+
+
 def _unreadable(text):
     try:
         raw = text.encode()
@@ -116,7 +120,7 @@ def check_row(
             return None, f'{column} not text'
         if _unreadable(text):
             return None, f'{column} unreadable'
-        if not any(map(str.isprintable, text)):  # a space without width is nothing
+        if all(unicodedata.category(x) in _UNSEEN for x in text):
             return None, f'{column} empty'
         clean[column] = text
     for column, default in OPTIONAL.items():

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWNED', 'WITHOUT_EFFECT', 'kd_cost', 'check_trainer_settings', 'training_arguments', 'Job', 'recipe_of',
-           'last_checkpoint', 'Clock', 'log_lines', 'plot_log', 'check_job', 'distill', 'LivePlot', 'validate']
+           'last_checkpoint', 'Clock', 'log_lines', 'plot_log', 'check_job', 'training_bytes', 'distill', 'LivePlot',
+           'validate']
 
 # %% ../nbs/10_distill.ipynb #c13264d3
 import gc
@@ -104,7 +105,7 @@ def _check_reporting(asked):
     for name in [asked] if isinstance(asked, str) else asked or ():
         if name not in ('none', 'all', *installed):
             raise InputError(f'report_to={name}: expected none, all, or what is installed here '
-                             f'({", ".join(installed) or "nothing"}); install {name} with pip')
+                             f'({", ".join(installed) or "nothing"}); install what it needs first')
 
 # %% ../nbs/10_distill.ipynb #06e3efa2
 def training_arguments(
@@ -316,14 +317,18 @@ def check_job(
     if isinstance(job.teacher, TeacherCache):
         job.teacher.check(text_id(job.tokenizer, job.rows, job.mode, job.config.chat))
     check_end(job.tokenizer, job.tokenizer.name_or_path)
-    check_disk(out, 3 * _checkpoint_bytes(job), 'the student and two checkpoints')
+    needed = training_bytes(job.student.num_parameters(), job.config.lora_rank)
+    check_disk(out, needed, 'the student and two checkpoints')
     return args
 
 
-def _checkpoint_bytes(job):
-    "Weights in float32 and two moments for what is trained"
-    size = 4 * job.student.num_parameters()
-    return size if job.config.lora_rank else 3 * size
+def training_bytes(
+    parameters: int,  # of the student
+    lora_rank: int = 0,  # adapters are small
+) -> int:
+    "On the disk: the student in float32, and two checkpoints with two moments of each weight"
+    student = 4 * parameters
+    return student if lora_rank else student + 2 * 3 * student
 
 # %% ../nbs/10_distill.ipynb #2d89f034
 def _take(out, recipe, resume):

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from .bbh import Benchmark, Scorer, find_scorer
 from .files import InputError, digest, read_lines, write_lines
 from .prompt import MODES, chat_prompt, split_thoughts
-from .records import DEFAULTS, FIELDS, prediction_path, read_results, result_key
-from .records import write_result
+from .records import (DEFAULTS, FIELDS, prediction_path, read_results, result_key,
+                           write_result)
 
 # %% ../nbs/15_evaluate.ipynb #b2fd20b5
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Asking:
     "How a benchmark is asked; raises InputError for settings that make no sense"
     mode: str = 'cot'  # prompt: cot (step by step) or direct
     shots: int = 0  # worked examples in the prompt
-    scorer: str = None  # how texts end and answers are read, as official; None: the benchmark's
+    scorer: str = None  # what reads answers: official, lm-eval, …; None: the benchmark's own
     temperature: float = 0.  # of the sampling; 0: greedy (the paper: 0.2)
     chat: bool = False  # ask through the tokenizer's chat template
     limit: int = None  # a seeded sample of so many questions of each task, the same for every arm
@@ -90,7 +90,7 @@ def check_asking(benchmark: Benchmark, asking: Asking):
     scorer = scorer_of(benchmark, asking)
     if scorer.needs_examples and not asking.shots:
         raise InputError(f'scorer {scorer.name} with shots=0: it has no rule for prompts without '
-                         'examples; choose 3 shots, or the official scorer')
+                         "examples; ask with the benchmark's examples, or take another scorer")
     for task, items in benchmark.items.items():
         benchmark.prompt(task, items[0]['input'], asking.mode, asking.shots)
 

@@ -25,11 +25,11 @@ import pandas as pd
 from .arms import Arm, choose_arms, cross_entropy_share, find_arm, named_contrasts
 from .arms import reference_arms
 from .bbh import Benchmark, bbh_benchmark, toy_benchmark
-from .evaluate import Asking, Subject, clear_parts, evaluate, unfinished
+from .evaluate import Asking, Subject, check_asking, clear_parts, evaluate, unfinished
 from .files import QUARANTINE, InputError, check_claim, check_disk, claim, data_files
 from .files import digest, file_digest, launched, read_json, write_json
 from .names import EMBEDDED, model_identity, parse_name
-from .prompt import MODES, chat_end, check_end, encode
+from .prompt import MODES, chat_end, check_end, encode, ends_early
 from .records import load_results, results_path
 from .toy import EVALUATED, MIX, make_toy
 
@@ -208,9 +208,8 @@ def choose_benchmark(
         benchmark = bbh_benchmark(bbh, EVALUATED)
     else:
         benchmark = toy_benchmark(experiment.heldout)
-    for task, items in benchmark.items.items():
-        for mode in MODES:
-            benchmark.prompt(task, items[0]['input'], mode, experiment.shots)
+    for mode in MODES:
+        check_asking(benchmark, Asking(mode=mode, shots=experiment.shots))
     return benchmark
 
 # %% ../nbs/20_experiment.ipynb #f629783a
@@ -245,20 +244,25 @@ def sample_fitting(
     "The first `n` rows of a seeded shuffle that are short enough, or as many as there are"
     return leave_out_long(ds.shuffle(seed=0), n, tokenizer, max_tokens, chat)
 
-
+# %% ../nbs/20_experiment.ipynb #218dae4a
 def leave_out_long(ds, n, tokenizer, max_tokens, chat=False):
-    "The first `n` rows that are short enough; says how many were left out"
-    kept = []
-    seen = 0
-    for seen, row in enumerate(ds, 1):
-        if len(encode(row, tokenizer, chat=chat)['input_ids']) <= max_tokens:
-            kept.append(seen - 1)
+    "The first `n` rows that are short enough and end once; says how many were left out"
+    kept, long, early = [], 0, 0
+    for i, row in enumerate(ds):
         if len(kept) == n:
             break
-    if len(kept) < seen:
-        logging.getLogger(__name__).warning(
-            f'{seen - len(kept)} of {seen} rows are longer than max_tokens={max_tokens} and are '
-            'left out')
+        if ends_early(row, tokenizer, chat):
+            early += 1
+        elif len(encode(row, tokenizer, chat=chat)['input_ids']) > max_tokens:
+            long += 1
+        else:
+            kept.append(i)
+    seen = len(kept) + long + early
+    for left_out, why in ((long, f'are longer than max_tokens={max_tokens}'),
+                          (early, 'hold the end of a text in what is learned')):
+        if left_out:
+            logging.getLogger(__name__).warning(
+                f'{left_out} of {seen} rows {why} and are left out')
     return ds.select(kept)
 
 # %% ../nbs/20_experiment.ipynb #8e41d900
@@ -350,12 +354,12 @@ def check_rows(
     limits,  # of both models, from `limits_of`
     chat: bool = False,  # rows become conversations
 ):
-    "Raise InputError for a row that one of the models cannot read"
+    "Raise InputError for a row that one of the models cannot read, or that ends early"
     # a token is a byte at least, so that few rows have to be encoded
     sure = 0 if chat or len(tokenizer) > limits.tokens else limits.positions - TEMPLATE_BYTES
     for row in rows:
         learned = row['rationale'] + row['target']
-        if len((row['source'] + learned).encode()) > sure or tokenizer.eos_token in learned:
+        if len((row['source'] + learned).encode()) > sure or ends_early(row, tokenizer):
             limits.check(encode(row, tokenizer, chat=chat), tokenizer)
 
 # %% ../nbs/20_experiment.ipynb #dd926c1b
@@ -407,17 +411,18 @@ def needed_bytes(
     seeds: int = 1,
 ) -> float:
     "Of students, checkpoints and caches that are still to be written"
+    from cotkd.distill import training_bytes
     left = untrained(experiment, out, seeds)
     if not left:
         return 0
     student = _model_skeleton(experiment.student, experiment.trust_remote_code)
     size = 4 * student.num_parameters()  # float32
-    checkpoints = 0 if experiment.lora_rank else 2 * 3 * size  # weights and two moments
+    training = training_bytes(student.num_parameters(), experiment.lora_rank)
     modes = {member.arm.mode for member in left if member.arm.needs_teacher}
     if not reads_often(experiment, seeds):
         modes = set()
     caches = _cache_sizes(experiment, out, rows, tokenizer, modes) if modes else 0
-    return size * len(left) + checkpoints + caches
+    return size * (len(left) - 1) + training + caches
 
 # %% ../nbs/20_experiment.ipynb #781b2c16
 def check(

@@ -450,7 +450,7 @@ def _draw_panels(fig, panels, left):
     height = fig.get_figheight()
     sizes = [len(panel.labels) for panel in panels]
     axes = fig.subplots(len(panels), 1, height_ratios=sizes)
-    between = 1.05 * len(panels) / (.31 * sum(sizes))  # inches, beside those of the rows
+    between = 1.05 * len(panels) / (.31 * sum(sizes))  # 1.05 inches, as a share of a panel
     fig.subplots_adjust(left=left / 8, right=1 - 2.1 / 8, hspace=between)
     fig.subplots_adjust(top=1 - 1.75 / height, bottom=1.55 / height)
     for ax, panel in zip(axes, panels):

@@ -235,7 +235,9 @@ def arm_lengths(experiment: Experiment) -> tuple:  # {arm: `Lengths`}, where the
     "Measured on a sample, or assumed for CoT-Collection"
     arms = choose_arms(experiment.arms)
     if experiment.data == HUB_ID:
-        found = {arm.name: Lengths(*HUB_TOKENS[arm.mode], experiment.max_tokens) for arm in arms}
+        most = experiment.max_tokens
+        found = {arm.name: Lengths(*(min(x, most) for x in HUB_TOKENS[arm.mode]), most)
+                 for arm in arms}
         return found, f'assumed, from the size of the file of {HUB_ID}'
     tokenizer = load_tokenizer(experiment.teacher, experiment.trust_remote_code)
     small = replace(experiment, rows=min(SAMPLE, experiment.rows), dev=0.)

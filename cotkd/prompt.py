@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODES', 'THINK', 'THOUGHT', 'QUESTION', 'RATIONALE', 'ANSWER', 'format_example', 'chat_prompt', 'chat_end',
-           'check_fast', 'check_end', 'encode', 'Limits', 'encode_rows', 'split_thoughts', 'cut', 'KDCollator',
-           'split_by_length']
+           'check_fast', 'check_end', 'ends_early', 'encode', 'Limits', 'encode_rows', 'split_thoughts', 'cut',
+           'KDCollator', 'split_by_length']
 
 # %% ../nbs/03_prompt.ipynb #0a9083d7
 import math
@@ -105,6 +105,16 @@ def check_end(
         raise InputError(f'the tokenizer of {name!r} has no end-of-text token: a student could '
                          'not learn to stop; set eos_token in its tokenizer_config.json')
 
+# %% ../nbs/03_prompt.ipynb #6adeb284
+def ends_early(
+    row: dict,  # with target and rationale
+    tokenizer,
+    chat: bool = False,  # as in `encode`
+) -> bool:
+    "Does what is learned hold the token that ends a text? A student would learn to stop there"
+    end = chat_end(tokenizer) if chat else tokenizer.eos_token_id
+    return tokenizer.convert_ids_to_tokens(end) in row['rationale'] + row['target']
+
 # %% ../nbs/03_prompt.ipynb #cd0ecdf9
 QUESTION, RATIONALE, ANSWER = 0, 1, 2
 
@@ -115,7 +125,7 @@ def encode(
     mode: str = 'cot',  # as in `format_example`
     chat: bool = False,  # as a conversation, as the tokenizer's chat template lays it out
 ) -> dict:  # `input_ids` and `spans`: QUESTION, RATIONALE or ANSWER for each token
-    "Mark the part of the text each token starts in; InputError: it ends before its end"
+    "Encode one example, each token of the part it starts in; InputError: see `ends_early`"
     parts = format_example(row['source'], row['target'], row['rationale'], mode)
     if chat:
         parts['question'] = chat_prompt(parts['question'], tokenizer)
@@ -129,7 +139,7 @@ def encode(
     rationale_end = question_end + len(parts['rationale'])
     spans = [(start >= question_end) + (start >= rationale_end) for start, _ in offsets]
     if end in (token for token, span in zip(ids, spans) if span != QUESTION):
-        raise InputError('a rationale or an answer holds '
+        raise InputError(f'the rationale or the answer to {row["source"][:40]!r} holds '
                          f'{tokenizer.convert_ids_to_tokens(end)!r}, where a student would learn '
                          'to stop: take it out, since each row gets one at its end')
     return dict(input_ids=ids + [end], spans=spans + [ANSWER])

@@ -317,7 +317,7 @@ def load_student(
     student.load_state_dict(saved.state_dict())
 
 # %% ../nbs/09_trainer.ipynb #fd18f702
-_MATRICES = ('Linear', 'Conv1D', 'FalconLinear')  # routers are derived from them, and are more
+_MATRICES = ('Linear', 'Conv1D', 'FalconLinear')  # not their subclasses: routers
 _OF_EXPERTS = ('gate_proj', 'up_proj', 'down_proj', 'w1', 'w2', 'w3')
 _OF_MAMBA = ('out_proj', 'conv1d')  # fused into its kernel, past any adapter
 

@@ -103,6 +103,13 @@ def test_numbers_mean_the_same_in_both_shapes(write):
     assert load_cot(write(keyed(rows), 'hub.json'))['target'][:] == lines['target'][:]
 
 
+@pytest.mark.parametrize('text', ['\U0001fae8', '\ue000', '8\u200b'])
+def test_what_is_seen_is_a_text(write, text):
+    "Also a letter that this Python does not know yet"
+    row = ROWS[0] | dict(target=text)
+    assert load_cot(write(json.dumps(row)))[0]['target'] == text
+
+
 def test_line_separators_inside_text_do_not_end_a_line(write):
     row = ROWS[0] | dict(rationale='one\u2028two\x85three')
     assert list(load_cot(write(json.dumps(row, ensure_ascii=False)))) == [row]

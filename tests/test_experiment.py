@@ -18,6 +18,7 @@ from cotkd import experiment, figures, models
 from cotkd.arms import ARMS, Arm
 from cotkd.bbh import OFFICIAL_STOPS, Scorer, toy_benchmark
 from cotkd.cli import main
+from cotkd.distill import training_bytes
 from cotkd.experiment import PRESETS, Run, check_names, choose_benchmark, find_identities, missing
 from cotkd.experiment import configure, run, sample_fitting
 from cotkd.files import InputError, read_json, read_lines
@@ -346,6 +347,17 @@ def test_the_rows_that_were_asked_for_come():
     ds = datasets.Dataset.from_list([*[short] * 20, *[long] * 80])
     assert len(sample_fitting(ds, 18, load_tokenizer('toy-student'), 100)) == 18
     assert len(sample_fitting(ds, 30, load_tokenizer('toy-student'), 100)) == 20
+    ended = dict(short, rationale='It is.<|end|> ' * 90)
+    ds = datasets.Dataset.from_list([*[short] * 20, ended])
+    assert len(sample_fitting(ds, 30, load_tokenizer('toy-student'), 100)) == 20
+
+
+def test_the_disk_is_asked_for_the_same_twice():
+    "What a run lets pass, its trainings let pass"
+    for rank in 0, 4:
+        size = models.load_lm('toy-student')[0].num_parameters()
+        one = replace(TINY, arms='kd', lora_rank=rank)
+        assert experiment.needed_bytes(one, 'nowhere', [], None) == training_bytes(size, rank)
 
 
 # --- kills

@@ -18,7 +18,8 @@ from cotkd.distill import distill
 from cotkd.experiment import FROM_PAPER, PRESETS, Experiment
 from cotkd.files import InputError, read_lines
 from cotkd.models import load_lm, skeleton
-from cotkd.plan import HUB_TOKENS, activation_bytes, find_config, find_gpu, parameters, plan
+from cotkd.plan import (HUB_TOKENS, activation_bytes, arm_lengths, find_config, find_gpu,
+                        parameters, plan)
 from cotkd.toy import make_toy
 from cotkd.trainer import KDConfig, with_adapters
 
@@ -209,6 +210,8 @@ def test_rows_of_cot_collection_are_as_long_as_its_file_says():
     tokens, supervised = HUB_TOKENS['cot']
     assert tokens == pytest.approx(a_row / 4.2 + 14, rel=.01)
     assert supervised < HUB_TOKENS['direct'][0] < tokens
+    short, _ = arm_lengths(replace(PRESETS['paper-qwen'], max_tokens=128))
+    assert short['kd_cot'].tokens == short['kd_cot'].longest == 128  # longer ones are left out
 
 
 def test_the_card_itself():

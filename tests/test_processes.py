@@ -158,12 +158,18 @@ def test_the_command_line_under_torchrun(tmp_path):
 
 def test_a_worker_that_dies_takes_the_others_down(tmp_path):
     distil = distil_command(tmp_path, '--epochs', '200')
-    all_of_them = subprocess.Popen([*TORCHRUN, *distil], stderr=subprocess.PIPE, text=True)
-    while not any(tmp_path.glob('out/checkpoint-*')):  # until it trains
-        time.sleep(.2)
-        assert all_of_them.poll() is None
-    workers = psutil.Process(all_of_them.pid).children(recursive=True)
-    workers[-1].kill()
-    _, said = all_of_them.communicate(timeout=60)
-    assert all_of_them.returncode and 'Signal 9 (SIGKILL)' in said
-    assert not psutil.wait_procs(workers, timeout=1)[1]  # none is left
+    with (tmp_path/'said').open('w') as said:
+        parent = psutil.Popen([*TORCHRUN, *distil], stderr=said)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(tmp_path.glob('out/checkpoint-*')):  # until it trains
+            assert parent.poll() is None and time.monotonic() < deadline
+            time.sleep(.2)
+        workers = parent.children()
+        workers[-1].kill()
+        assert parent.wait(timeout=60)
+        assert not psutil.wait_procs(workers, timeout=1)[1]  # none is left
+    finally:
+        for process in (*parent.children(recursive=True), parent) if parent.is_running() else ():
+            process.kill()
+    assert 'Signal 9 (SIGKILL)' in (tmp_path/'said').read_text()
