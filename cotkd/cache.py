@@ -280,6 +280,7 @@ def write_cache(
     shard: tuple = None,  # (i, n): every n-th file, from the i-th; None: this process's share
     chat: bool = False,  # as in `encode`
     trust_remote_code: bool = False,  # as for `load_lm`
+    **loading,  # dtype, attn: as for `load_lm`
 ) -> Path:  # `out`
     "Run the teacher once over the rows and keep its last hidden states; only what is missing"
     out, (i, n) = Path(out), _my_shard(shard)
@@ -287,7 +288,7 @@ def write_cache(
     limits = limits_of([load_config(teacher, trust_remote_code)], len(tokenizer))
     encoded = encode_rows(rows, tokenizer, mode, chat, limits)
     counts = [count_supervised(e) for e in encoded]
-    model, _ = load_lm(teacher, trust_remote_code=trust_remote_code)
+    model, _ = load_lm(teacher, trust_remote_code=trust_remote_code, **loading)
     check_head(model)
     belongs = fingerprint(teacher, tokenizer, rows, mode, chat, trust_remote_code)
     about = _about(model, counts, belongs)

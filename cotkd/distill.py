@@ -27,8 +27,8 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from .cache import TeacherCache, count_supervised, text_id
 from .files import InputError, check_claim, check_disk, claim, launched, without_leftovers
 from .files import write_json, write_lines
-from .models import alone, count_parameters, half_precision, limits_of, processes
-from .models import read_head, state_identity
+from .models import PRECISIONS, alone, choose_precision, count_parameters, limits_of
+from .models import processes, read_head, state_identity
 from .prompt import Limits, check_end, encode_rows
 from .trainer import KDConfig, KDTrainer, check_rows, with_adapters
 
@@ -112,6 +112,7 @@ def training_arguments(
     out,  # directory
     config: KDConfig,
     metric: str = None,  # what chooses a checkpoint, "kl" or "nll"; None: the last is taken
+    precision: str = 'float32',  # of the products, one of `PRECISIONS`
 ) -> TrainingArguments:
     "What `Trainer` is told; raises InputError for a batch that does not divide"
     workers = launched()[1]
@@ -125,7 +126,7 @@ def training_arguments(
         warmup_steps=.05, max_grad_norm=1., weight_decay=.01, logging_steps=10,
         logging_first_step=True, logging_nan_inf_filter=False, save_total_limit=1,
         seed=config.seed, data_seed=config.seed, report_to='none', use_cpu=not gpu,
-        disable_tqdm=True, restore_callback_states_from_checkpoint=True, **half_precision())
+        disable_tqdm=True, restore_callback_states_from_checkpoint=True, **PRECISIONS[precision])
     settings |= _validated(metric) if metric else dict(save_steps=.05)
     check_trainer_settings(config.trainer)
     return _make_arguments(out, settings | config.trainer, workers)
@@ -184,8 +185,9 @@ def recipe_of(
     "What decides which student comes out, part by part"
     settings = dict(vars(job.config))
     del settings['micro_tokens']  # only memory depends on it
-    if not job.config.chat:
-        del settings['chat']  # as in recipes that were written before there was one
+    for name, before in (('chat', False), ('dtype', 'auto')):
+        if settings[name] == before:  # as in recipes that were written before there was one
+            del settings[name]
     divergence = job.config.divergence
     if callable(divergence):
         settings['divergence'] = f'{divergence.__module__}.{divergence.__qualname__}'
@@ -309,7 +311,8 @@ def check_job(
     out: Path,  # directory
 ) -> TrainingArguments:
     "What can be known to be wrong, before anything is written; raises InputError"
-    args = training_arguments(out, job.config, job.metric)
+    precision = choose_precision(job.student.config, job.config.dtype)
+    args = training_arguments(out, job.config, job.metric, precision)
     check_rows(len(job.rows), job.dev, args)
     if job.teacher is None and job.config.ce_weight < 1:
         raise InputError(f'ce_weight is {job.config.ce_weight}, but there is no teacher: give '

@@ -47,6 +47,7 @@ class KDConfig:
     answer_weight: float = 1.  # of an answer token in the loss
     lora_rank: int = 0  # train low-rank adapters of this rank (dropout 0.1); 0: all weights
     chat: bool = False  # rows are laid out by the tokenizer's chat template
+    dtype: str = 'auto'  # of the products: float32, bfloat16, float16; auto: what is fast here
     seed: int = 0  # of the order of the rows, of adapters and of dropout
     trainer: dict = field(default_factory=dict)  # anything else of `TrainingArguments`
 
