@@ -7,8 +7,8 @@ __all__ = ['NLP', 'ALGORITHMIC', 'GROUPS', 'BBH_TASKS', 'BBH_COUNTS', 'AVERAGES'
            'CHECKSUMS', 'DIGESTS', 'AGAIN', 'DEFECTS', 'OFFICIAL_STOPS', 'LM_EVAL_STOPS', 'SCORERS', 'BENCHMARKS',
            'select_tasks', 'family', 'family_weights', 'bbh_source', 'digest_items', 'is_item', 'check_items',
            'load_bbh', 'official_answer', 'official_equal', 'lm_eval_answer', 'lm_eval_equal', 'Scorer', 'find_scorer',
-           'extract_answer', 'is_correct', 'read_shots', 'answers_only', 'add_examples', 'few_shot_prompt', 'Benchmark',
-           'find_benchmark', 'bbh_benchmark', 'toy_benchmark']
+           'extract_answer', 'is_correct', 'read_shots', 'first_examples', 'answers_only', 'worked_answers',
+           'add_examples', 'few_shot_prompt', 'Benchmark', 'find_benchmark', 'bbh_benchmark', 'toy_benchmark']
 
 # %% ../nbs/13_bbh.ipynb #4eb067a5
 import difflib
@@ -307,16 +307,36 @@ def read_shots(
     return text
 
 # %% ../nbs/13_bbh.ipynb #98521bdb
+_QUESTION, _ANSWER = '\n\nQ: ', '\nA: '
+
+
+def first_examples(
+    text: str,  # description and worked examples
+    n: int,  # how many of them
+) -> str:
+    "The description and the first `n` worked examples"
+    return _QUESTION.join(text.split(_QUESTION)[:n + 1])
+
+
 def answers_only(
     text: str,  # description and worked examples
 ) -> str:  # the same description and questions, each with its bare answer
     "Worked examples without their working"
-    description, *examples = text.split('\n\nQ: ')
+    description, *examples = text.split(_QUESTION)
     bare = [description]
     for example in examples:
-        question, working = example.split('\nA: ', 1)
-        bare.append(f'{question}\nA: {extract_answer(working, "cot")}')
-    return '\n\nQ: '.join(bare)
+        question, working = example.split(_ANSWER, 1)
+        bare.append(f'{question}{_ANSWER}{extract_answer(working, "cot")}')
+    return _QUESTION.join(bare)
+
+
+def worked_answers(
+    text: str,  # description and worked examples
+    mode: str,  # "cot": with their working; "direct": bare
+) -> list:  # of texts
+    "What the examples answer"
+    text = text if mode == 'cot' else answers_only(text)
+    return [example.split(_ANSWER, 1)[1] for example in text.split(_QUESTION)[1:]]
 
 
 def add_examples(
@@ -371,12 +391,17 @@ class Benchmark:
                 raise InputError(f'task {task!r} of {self.label}: expected a list of dicts, '
                                  'each with the texts "input" and "target"')
 
-    def prompt(self, task, question, mode='cot', shots=0):
-        "What the model is shown; raises InputError where there are not `shots` examples"
+    def worked(self, task, shots):
+        "Worked examples of a task; raises InputError where there are not `shots` of them"
         text = self.examples(task) if shots and self.examples else ''
-        if shots != text.count('\n\nQ: '):
-            raise _wrong_shots(self, shots, text.count('\n\nQ: '))
-        return add_examples(text, question, mode)
+        if shots != text.count(_QUESTION):
+            raise _wrong_shots(self, shots, text.count(_QUESTION))
+        return text
+
+    def prompt(self, task, question, mode='cot', shots=0, first=None):
+        "What the model is shown, with the `first` of the worked examples, or with all"
+        text = self.worked(task, shots)
+        return add_examples(text if first is None else first_examples(text, first), question, mode)
 
 # %% ../nbs/13_bbh.ipynb #53b85e4c
 @patch(as_prop=True)

@@ -31,7 +31,7 @@ def add_option(
 ):
     "An option whose help ends in its default"
     default = settings.get('default')
-    if default is not None and not isinstance(default, (bool, list)):
+    if default not in (None, '') and not isinstance(default, (bool, list)):
         text += f' (default: {default})'
     parser.add_argument(*flags.split(), help=text.replace('%', '%%'), **settings)
 
@@ -97,6 +97,18 @@ def read_choice(
 def _add_remote(parser):
     add_option(parser, '--trust-remote-code', "run a model's own code from the hub",
                action='store_true')
+
+
+def _add_loading(parser):
+    "How models are read"
+    from cotkd.experiment import Experiment
+    add_fields(parser, Experiment, ('dtype', 'attn'))
+    _add_remote(parser)
+
+
+def _loading(args):
+    "Arguments of `load_lm`"
+    return dict(trust_remote_code=args.trust_remote_code, dtype=args.dtype, attn=args.attn or None)
 
 
 def _add_preset(parser):
@@ -175,7 +187,7 @@ def _add_rows(parser):
                'question, and keep the student that is best on (500 of) them', type=float,
                default=0.)
     add_option(parser, '--out', 'directory for what comes out', required=True)
-    _add_remote(parser)
+    _add_loading(parser)
 
 # %% ../nbs/22_cli.ipynb #8e7dda54
 def _rows(args, tokenizer):
@@ -212,20 +224,19 @@ def _cache(args):
         shard = (int(i), int(n))
     model_identity(args.teacher, args.trust_remote_code)  # is there such a model?
     rows = _rows(args, load_tokenizer(args.teacher, args.trust_remote_code))[0]
-    write_cache(args.teacher, rows, args.out, _mode(args), shard, args.chat,
-                args.trust_remote_code)
+    write_cache(args.teacher, rows, args.out, _mode(args), shard, args.chat, **_loading(args))
 
 
 def _mode(args):
     return 'cot' if args.rationales else 'direct'
 
 # %% ../nbs/22_cli.ipynb #1c8db309
-_TRAINING = ('lr', 'batch_size', 'micro_tokens', 'epochs', 'divergence', 'temperature',
+_TRAINING = ('batch_size', 'micro_tokens', 'epochs', 'divergence', 'temperature',
              'rationale_weight', 'answer_weight', 'lora_rank', 'seed')
 
 
 def _add_distill(parser):
-    from cotkd.experiment import MINILLM
+    from cotkd.experiment import ADAPTER_LR, MINILLM
     from cotkd.trainer import KDConfig
     add_option(parser, '--student', 'hub id, directory, or toy-student', required=True)
     add_option(parser, '--teacher', 'hub id, directory, or toy-teacher; not needed for --loss sft')
@@ -235,7 +246,9 @@ def _add_distill(parser):
     add_option(parser, '--loss', "kd: the teacher's distributions; sft: the text alone; or a "
                'mixture such as kd+0.5ce', default='kd')
     add_option(parser, '--resume', 'continue a distillation that was stopped', action='store_true')
-    add_fields(parser, KDConfig, _TRAINING, **MINILLM)
+    add_option(parser, '--lr', f"{docments(KDConfig)['lr']} (default: {MINILLM['lr']}; of "
+               f'adapters {ADAPTER_LR})', type=float)
+    add_fields(parser, KDConfig, _TRAINING, batch_size=MINILLM['batch_size'])
 
 # %% ../nbs/22_cli.ipynb #774be14e
 def _find_teacher(args, teacher_id):
@@ -243,7 +256,7 @@ def _find_teacher(args, teacher_id):
     from cotkd.cache import TeacherCache
     from cotkd.models import load_lm
     if not args.cache:
-        return load_lm(args.teacher, trust_remote_code=args.trust_remote_code)[0]
+        return load_lm(args.teacher, **_loading(args))[0]
     cache = TeacherCache(args.cache)
     cache.check(dict(teacher=teacher_id))
     return cache
@@ -261,7 +274,14 @@ def _config(args):
         raise InputError('--cache holds what a teacher says, which --loss sft has no use for: '
                          'leave one of them out')
     return take_fields(KDConfig, args, _TRAINING, ce_weight=share, chat=args.chat,
-                       trainer=args.trainer)
+                       dtype=args.dtype, lr=_learning_rate(args), trainer=args.trainer)
+
+
+def _learning_rate(args):
+    from cotkd.experiment import ADAPTER_LR, MINILLM
+    if args.lr is not None:
+        return args.lr
+    return ADAPTER_LR if args.lora_rank else MINILLM['lr']
 
 # %% ../nbs/22_cli.ipynb #bc7960a8
 def _pair(args):
@@ -297,7 +317,7 @@ def _distill(args):
     rows, dev = _rows(args, tokenizer)
     check_rows(rows, tokenizer, limits, args.chat)
     teacher = _find_teacher(args, names['teacher_id']) if 'teacher_id' in names else None
-    student = load_lm(args.student, trust_remote_code=args.trust_remote_code)[0]
+    student = load_lm(args.student, **_loading(args))[0]
     cost = distill(student, teacher, tokenizer, rows, args.out, mode=_mode(args), config=config,
                    names=names, resume=args.resume, vocab=limits.tokens, dev=dev)
     if _is_first():
@@ -343,7 +363,7 @@ def print_scores(
         print(f'{name:50} {value:5.1f}%' + (more if defective else ''))
 
 # %% ../nbs/22_cli.ipynb #9e2660b0
-_ASKING = ('mode', 'shots', 'scorer', 'chat', 'limit', 'skip_long', 'batch_size', 'max_new_tokens')
+_ASKING = ('mode', 'shots', 'scorer', 'chat', 'limit', 'context', 'skip_long', 'batch_size', 'max_new_tokens')
 
 
 def _add_eval(parser):
@@ -360,7 +380,7 @@ def _add_eval(parser):
     add_option(parser, '--sampling-temperature --temperature', docments(Asking)['temperature'],
                type=float, default=Asking.temperature, metavar='TEMPERATURE')
     add_fields(parser, Asking, _ASKING, shots=FROM_PAPER['shots'])
-    _add_remote(parser)
+    _add_loading(parser)
 
 # %% ../nbs/22_cli.ipynb #3f37a4ae
 def check_mixture(
@@ -395,7 +415,7 @@ def _eval(args):
     check_asking(benchmark, asking)
     check_mixture(args.out, benchmark, subject, asking)
     from cotkd.models import load_lm  # not above: what can be said without it was said by now
-    model, tokenizer = load_lm(args.model, trust_remote_code=args.trust_remote_code)
+    model, tokenizer = load_lm(args.model, **_loading(args))
     if subject.start and args.arm == 'student' and _is_first():
         _say(f'{args.model} was trained here; its results go under the arm of the base student, '
              'unless --arm names another')

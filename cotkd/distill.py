@@ -30,7 +30,7 @@ from .files import write_json, write_lines
 from .models import PRECISIONS, alone, choose_precision, count_parameters, limits_of
 from .models import processes, read_head, state_identity
 from .prompt import Limits, check_end, encode_rows
-from .trainer import KDConfig, KDTrainer, check_rows, with_adapters
+from .trainer import KDConfig, KDTrainer, check_rows, merged_weights, with_adapters
 
 # %% ../nbs/10_distill.ipynb #ee849a8f
 def _teacher_sizes(teacher):
@@ -63,8 +63,9 @@ def kd_cost(
 
 # %% ../nbs/10_distill.ipynb #423d8da0
 def _validated(metric):
-    return dict(eval_strategy='steps', eval_steps=.05, save_steps=.05, eval_on_start=True,
-                load_best_model_at_end=True, metric_for_best_model=metric,
+    # the best and the last: with a limit of 1, `Trainer` ends by deleting the last
+    return dict(eval_strategy='steps', eval_steps=.05, save_steps=.05, save_total_limit=2,
+                eval_on_start=True, load_best_model_at_end=True, metric_for_best_model=metric,
                 greater_is_better=False)
 
 
@@ -157,6 +158,7 @@ class Job:
     config: KDConfig
     dev: int  # so many of the last rows are held out
     vocab: int  # real tokens that both models share
+    keep_last: bool = False  # the student of the last update as well as the best
 
     @property
     def limits(self) -> Limits:
@@ -359,14 +361,32 @@ def _record(job, trainer, student, encoded, recipe):
     return dict(recipe=recipe, cost=cost, validation=looks)
 
 # %% ../nbs/10_distill.ipynb #cb378e94
-def _finish(trainer, out, record):
-    "The student (adapters merged into it), its log, and last the record that it is done"
+def _save_student(trainer, directory):
+    "An ordinary model and its tokenizer"
     if not trainer.config.lora_rank:
-        trainer.save_model(str(out))  # in every process: of shards, each has a part
+        trainer.save_model(str(directory))  # in every process: of shards, each has a part
+    elif trainer.is_world_process_zero():
+        student = trainer.model.student
+        weights = merged_weights(student)
+        student.get_base_model().save_pretrained(directory, state_dict=weights)
+        trainer.processing_class.save_pretrained(directory)
+
+
+def _save_last(trainer, out):
+    "The student of the last update in a directory of its own, unless it is the best one"
+    best, last = trainer.state.best_model_checkpoint, last_checkpoint(out)
+    if not best or not last or Path(best).name == Path(last).name:
+        return
+    trainer._load_from_checkpoint(last)
+    _save_student(trainer, out/'last')
+    trainer._load_best_model()
+    trainer.accelerator.wait_for_everyone()  # before the checkpoints go
+
+
+def _finish(trainer, out, record):
+    "The student, its log, and last the record that it is done"
+    _save_student(trainer, out)
     if trainer.is_world_process_zero():
-        if trainer.config.lora_rank:
-            trainer.model.student.merge_and_unload().save_pretrained(str(out))
-            trainer.processing_class.save_pretrained(str(out))
         write_lines(out/'log.jsonl', log_lines(trainer.state.log_history))
         write_json(out/'distill.json', record)
         _remove_checkpoints(out)
@@ -400,6 +420,8 @@ def _train(job, args, out, recipe, callbacks):
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
     record = _record(job, trainer, student, encoded, recipe)
     record['cost']['seconds'] = _seconds(trainer)
+    if job.keep_last:
+        _save_last(trainer, out)
     _finish(trainer, out, record)
     return record['cost']
 
@@ -441,10 +463,11 @@ def distill(
     resume: bool = True,  # go on from the last checkpoint; False: refuse where there is one
     vocab: int = None,  # real tokens both models share; None: all that the tokenizer has
     dev: int = 0,  # hold out the last rows, and keep the student that was best there
+    keep_last: bool = False,  # and that of the last update, in out/last, where it is another one
 ) -> dict:  # cost: updates, examples, tokens, supervised_tokens, flops, seconds; kept, …
     "Train a student and save it; a killed call goes on, a finished one returns at once"
     vocab = vocab or _vocab(student, teacher, tokenizer)
-    job = Job(student, teacher, tokenizer, rows, mode, config, dev, vocab)
+    job = Job(student, teacher, tokenizer, rows, mode, config, dev, vocab, keep_last)
     return _carry_out(job, Path(out), names or {}, resume, callbacks)
 
 # %% ../nbs/10_distill.ipynb #e7e81666

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Subject', 'Asking', 'sample_rows', 'scorer_of', 'check_asking', 'expected_row', 'unfinished', 'check_place', 'Job',
-           'make_job', 'clear_parts', 'evaluate', 'rescore']
+           'examples_that_fit', 'make_job', 'clear_parts', 'evaluate', 'rescore']
 
 # %% ../nbs/15_evaluate.ipynb #f25d4c94
+import math
 import random
 import sys
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .bbh import Benchmark, Scorer, find_scorer
+from .bbh import Benchmark, Scorer, find_scorer, worked_answers
 from .files import InputError, digest, read_lines, write_lines
 from .prompt import MODES, chat_prompt, split_thoughts
 from .records import (DEFAULTS, FIELDS, prediction_path, read_results, result_key,
@@ -47,7 +48,8 @@ class Asking:
     temperature: float = 0.  # of the sampling; 0: greedy (the paper: 0.2)
     chat: bool = False  # ask through the tokenizer's chat template
     limit: int = None  # a seeded sample of so many questions of each task, the same for every arm
-    skip_long: bool = False  # leave out and count questions beyond the model's context
+    context: int = None  # tokens that prompts are made to fit; None: the model's context
+    skip_long: bool = False  # leave out and count questions that do not fit without examples
     batch_size: int = 64  # most prompts at a time
     max_new_tokens: int = None  # of an answer; None: 512, or what the longest target needs
 
@@ -64,6 +66,8 @@ def _check_asking(asking):
         raise InputError(f'batch_size is {asking.batch_size}: expected 1 or more')
     if asking.max_new_tokens is not None and asking.max_new_tokens < 1:
         raise InputError(f'max_new_tokens is {asking.max_new_tokens}: expected 1 or more')
+    if asking.context is not None and asking.context < 1:
+        raise InputError(f'context is {asking.context}: expected 1 or more tokens')
     if asking.limit is not None and asking.limit < 1:
         raise InputError(f'limit={asking.limit}: give the number of questions of each task, 1 or '
                          'more')
@@ -91,8 +95,8 @@ def check_asking(benchmark: Benchmark, asking: Asking):
     if scorer.needs_examples and not asking.shots:
         raise InputError(f'scorer {scorer.name} with shots=0: it has no rule for prompts without '
                          "examples; ask with the benchmark's examples, or take another scorer")
-    for task, items in benchmark.items.items():
-        benchmark.prompt(task, items[0]['input'], asking.mode, asking.shots)
+    for task in benchmark.items:
+        benchmark.worked(task, asking.shots)
 
 # %% ../nbs/15_evaluate.ipynb #e881b5cb
 def expected_row(benchmark: Benchmark, task: str, subject: Subject, asking: Asking) -> dict:
@@ -149,39 +153,73 @@ class Job:
     targets: dict  # row -> text
     stop: tuple  # texts that end an answer
     max_new_tokens: int
+    context: float  # tokens of prompt and answer that the model can read
     scorer: object  # `Scorer`
 
     def verdict(self, i, answer):
         "A prediction; thoughts, and the special token that ended it, if there are any"
         found = self.scorer.answer(answer.text, self.row['mode'])
         more = dict(thoughts=split_thoughts(answer.text)[0].strip(), end=answer.end)
+        by_context = self.lengths[i] + self.max_new_tokens > self.context
         return dict(index=i, text=answer.text, answer=found,
                     correct=self.scorer.equal(found, self.targets[i]), cut_off=answer.cut_off,
+                    context_cut=answer.cut_off and by_context,
                     **{name: x for name, x in more.items() if x})
 
 # %% ../nbs/15_evaluate.ipynb #c5076aaf
-def _prompt(benchmark, tokenizer, task, i, asking):
-    "The text of question `i`"
+def _prompt(benchmark, tokenizer, task, i, asking, examples=None):
+    "The text of question `i`, with so many of the worked examples; None: with all"
     question = benchmark.items[task][i]['input']
-    text = benchmark.prompt(task, question, asking.mode, asking.shots)
+    text = benchmark.prompt(task, question, asking.mode, asking.shots, examples)
     return chat_prompt(text, tokenizer) if asking.chat else text
 
 
 def _fitting(prompts, model, tokenizer, asking, task):
     "{row: tokens} of the prompts that fit the context; InputError: some do not"
     from cotkd.generate import check_tokens, encode_prompts  # not above: it imports torch
-    from cotkd.models import context_length
     encoded = encode_prompts(tokenizer, list(prompts.values()), asking.chat)
     check_tokens(model, encoded)
     lengths = dict(zip(prompts, map(len, encoded)))
-    context = context_length(model.config)
+    context = _context(model, asking)
     longest = max(lengths.values())
     if longest >= context and not asking.skip_long:
         raise InputError(
             f'{task}: prompts have up to {longest} tokens, the context of the model is {context}: '
-            'use fewer shots or a model with a longer context, or leave such questions out '
-            '(--skip-long) and have them counted')
+            'use a model with a longer context, or leave such questions out (--skip-long) and have '
+            'them counted')
     return {i: n for i, n in lengths.items() if n < context}
+
+
+def _context(model, asking):
+    from cotkd.models import context_length
+    return min(context_length(model.config), asking.context or math.inf)
+
+# %% ../nbs/15_evaluate.ipynb #bdca5e9c
+def examples_that_fit(
+    benchmark: Benchmark,
+    task: str,
+    tokenizer,
+    asking: Asking,
+    context: float,  # tokens
+) -> int:  # up to `asking.shots`
+    "The most worked examples with which every question of a task can be asked"
+    from cotkd.generate import encode_prompts
+
+    def tokens(texts, chat=False):
+        return [len(row) for row in encode_prompts(tokenizer, texts, chat)]
+
+    if not asking.shots or context == math.inf:
+        return asking.shots
+    sizes = tokens([item['input'] for item in benchmark.items[task]])
+    longest = sizes.index(max(sizes))
+    worked = worked_answers(benchmark.worked(task, asking.shots), 'cot')
+    answer = max(tokens(worked))
+    stepwise = replace(asking, mode='cot')
+    for examples in range(asking.shots, 0, -1):
+        prompt = _prompt(benchmark, tokenizer, task, longest, stepwise, examples)
+        if tokens([prompt], asking.chat)[0] + answer <= context:
+            return examples
+    return 0
 
 # %% ../nbs/15_evaluate.ipynb #b23cc0a8
 def _room(tokenizer, items, asking):
@@ -204,9 +242,11 @@ def make_job(
     rows: list = None,  # of the task; None: `sample_rows`
 ) -> Job:
     "What is asked of this model; raises InputError for prompts that do not fit"
+    from cotkd.models import context_length
     items = benchmark.items[task]
     rows = sample_rows(task, len(items), asking.limit) if rows is None else sorted(rows)
-    prompts = {i: _prompt(benchmark, tokenizer, task, i, asking) for i in rows}
+    examples = examples_that_fit(benchmark, task, tokenizer, asking, _context(model, asking))
+    prompts = {i: _prompt(benchmark, tokenizer, task, i, asking, examples) for i in rows}
     lengths = _fitting(prompts, model, tokenizer, asking, task)
     prompts = {i: prompts[i] for i in lengths}
     index = None if list(prompts) == list(range(len(items))) else list(prompts)
@@ -216,8 +256,14 @@ def make_job(
     room = _room(tokenizer, items, asking)
     targets = {i: items[i]['target'] for i in prompts}
     row |= dict(index=index, skipped=len(rows) - len(prompts),
-                recipe=digest(prompts, targets, stop, room))
-    return Job(row, prompts, lengths, targets, stop, room, scorer)
+                examples=None if examples == asking.shots else examples,
+                recipe=digest(prompts, targets, stop, room, *_not_single(model)))
+    return Job(row, prompts, lengths, targets, stop, room, context_length(model.config), scorer)
+
+
+def _not_single(model):
+    "The precision of a model, where it can change an answer"
+    return [] if 'float32' in str(model.dtype) else [str(model.dtype)]
 
 # %% ../nbs/15_evaluate.ipynb #865698b7
 def _finished(run_dir, job):
@@ -230,7 +276,7 @@ def _finished(run_dir, job):
     return found if seen == (list(job.prompts), found['items']) else None
 
 
-_OF_ANSWERS = ('n', 'correct', 'items', 'truncated')  # known when they are there
+_OF_ANSWERS = ('n', 'correct', 'items', 'truncated', 'context_cut')  # known when they are there
 
 
 def _part(run_dir, row, process):  # its number, or "*": any
@@ -280,6 +326,17 @@ def _ask_rows(model, tokenizer, job, known, mine, part, asking, on_rows):
                    on_batch=keep)
 
 # %% ../nbs/15_evaluate.ipynb #dbe42e47
+def _not_as_asked(job):
+    "What the context of the model does not allow, in words"
+    row = job.row
+    if row['examples'] is not None:
+        yield (f'{row["examples"]} of {row["shots"]} worked examples, as many as fit the context '
+               'beside an answer as long as theirs')
+    if row['skipped']:
+        yield (f'{row["skipped"]} of {row["skipped"] + len(job.prompts)} prompts do not fit the '
+               'context of the model and are not asked')
+
+
 class _Progress:
     "A bar for a task"
 
@@ -290,10 +347,9 @@ class _Progress:
         shown = shown and state.is_main_process
         self.bar = tqdm(total=asked, desc=title, unit='item', disable=not shown)
         self.right = self.seen = 0
-        if row['skipped'] and state.is_main_process:
-            self.bar.write(f'{row["task"]}: {row["skipped"]} of '
-                           f'{row["skipped"] + len(job.prompts)} prompts do not fit the context of '
-                           'the model and are not asked', file=sys.stderr)
+        if state.is_main_process:
+            for text in _not_as_asked(job):
+                self.bar.write(f'{row["task"]}: {text}', file=sys.stderr)
 
     def __call__(self, new):
         self.right += sum(line['correct'] for line in new)
@@ -312,8 +368,9 @@ def _finish(run_dir, job):
     done = [known[i] for i in job.prompts]
     items = ''.join(str(int(line['correct'])) for line in done)
     truncated = sum(line.pop('cut_off') for line in done)
+    context_cut = sum(line.pop('context_cut', False) for line in done)
     result = DEFAULTS | job.row | dict(n=len(done), correct=items.count('1'), items=items,
-                                       truncated=truncated)
+                                       truncated=truncated, context_cut=context_cut)
     write_lines(path, done)
     write_result(run_dir, {field: result[field] for field in FIELDS})
     clear_parts(run_dir)

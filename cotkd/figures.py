@@ -26,8 +26,9 @@ from .files import InputError, replacing
 from .gains import (MACRO, accuracies, accuracy_table, arm_interval, arm_label, arm_labels,
                          asked_label, average_label, average_row, contrast_label, describe_asking,
                          describe_seeds, describe_setting, finding, finished_tasks, format_gain,
-                         format_interval, format_percent, gains_table, is_simulated, model_names,
-                         results_contrasts, task_label, task_order, task_shares)
+                         format_interval, format_percent, gains_table, in_full, in_full_label,
+                         is_simulated, model_names, results_contrasts, task_label, task_labels,
+                         task_order, task_shares)
 from .prompt import MODES
 from .records import (item_scores, name_label, pair_items, results_of, same_student, setting,
                            why_unpaired)
@@ -123,6 +124,7 @@ def row_table(
     tasks: pd.DataFrame,  # numbers, a row for each task
     groups: dict,  # heading -> tasks, of the benchmark
     mean=None,  # of some tasks: (label, numbers)
+    labels: dict = {},  # task -> label; of the others `task_label`
 ) -> pd.DataFrame:  # by label; column `bold` beside the numbers
     "Numbers of a figure's rows from the top: averages, then tasks under headings"
     rows = {name: dict(numbers, bold=True) for name, numbers in averages.items()}
@@ -134,7 +136,7 @@ def row_table(
         elif name:
             rows[name] = dict(bold=True)
         for task, numbers in part.to_dict('index').items():
-            label = task_label(task)
+            label = labels.get(task) or task_label(task)
             if label in rows:  # another task, or a heading, looks the same
                 label = name_label(repr(task))
             rows[label] = dict(numbers, bold=False)
@@ -212,7 +214,10 @@ def _gain_rows(results, c, table):
         return average_label(done, benchmark.averages), numbers
 
     label, numbers = mean(task_order(results.task))
-    return row_table({label: numbers}, tasks, benchmark.groups, mean)
+    averages = {label: numbers}
+    if in_full(results):
+        averages[in_full_label(results, benchmark.averages)] = mean(in_full(results))[1]
+    return row_table(averages, tasks, benchmark.groups, mean, task_labels(results))
 
 # %% ../nbs/18_figures.ipynb #bfbfcb7c
 def _gain_text(row):
@@ -542,7 +547,8 @@ def plot_tasks(
 def _accuracy_rows(results, asked):
     table = accuracy_table(results, asked)
     tasks = table.index.isin(results.task)
-    return row_table(table[~tasks].to_dict('index'), table[tasks], benchmark_of(results).groups)
+    return row_table(table[~tasks].to_dict('index'), table[tasks], benchmark_of(results).groups,
+                     labels=task_labels(results))
 
 
 def _accuracy_panel(ax, rows, second, labels):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MACRO', 'arm_label', 'asked_label', 'contrast_label', 'task_order', 'task_label', 'accuracies', 'named_average',
-           'task_shares', 'average_label', 'results_contrasts', 'finished_tasks', 'average_row', 'gains_table',
-           'format_percent', 'format_signed', 'format_p', 'format_interval', 'format_gain', 'own_questions',
-           'format_count', 'arm_labels', 'format_table', 'is_simulated', 'finding', 'describe_asking', 'describe_seeds',
-           'model_names', 'describe_setting', 'arm_interval', 'accuracy_table']
+           'task_shares', 'average_label', 'task_labels', 'in_full', 'in_full_label', 'results_contrasts',
+           'finished_tasks', 'average_row', 'gains_table', 'format_percent', 'format_signed', 'format_p',
+           'format_interval', 'format_gain', 'own_questions', 'format_count', 'arm_labels', 'format_table',
+           'is_simulated', 'finding', 'describe_asking', 'describe_seeds', 'model_names', 'describe_setting',
+           'arm_interval', 'accuracy_table']
 
 # %% ../nbs/17_gains.ipynb #49a03460
 import re
@@ -20,8 +21,8 @@ from .arms import reference_arms
 from .bbh import find_benchmark
 from .files import InputError, visible
 from .prompt import MODES
-from .records import (SIMULATED, contrast_setting, item_scores, name_label, pair_items,
-                           results_of, same_student, setting, starts, why_unpaired)
+from .records import (SIMULATED, contrast_setting, fewer_examples, item_scores, name_label,
+                           pair_items, results_of, same_student, setting, starts, why_unpaired)
 from .stats import FEWEST, compare, holm, paired_bootstrap, wilson
 
 # %% ../nbs/17_gains.ipynb #1ef48631
@@ -98,6 +99,32 @@ def average_label(tasks, averages: dict) -> str:
     "What their average is called: average of 12 tasks (nlp_12)"
     name, plural = named_average(tasks, averages), '' if len(tasks) == 1 else 's'
     return f'average of {len(tasks)} task{plural}' + (f' ({name})' if name else '')
+
+
+def task_labels(
+    results: pd.DataFrame,  # from `load_results`
+) -> dict:  # {task: text}, in the order of tables
+    "For people, with the worked examples where not all of them fit"
+    few = fewer_examples(results)
+    labels = {}
+    for task in task_order(results.task):
+        of = results.shots[results.task == task].iloc[0]
+        labels[task] = task_label(task) + (f', {few[task]} of {of} ex.' if task in few else '')
+    return labels
+
+
+def in_full(
+    results: pd.DataFrame,  # from `load_results`
+) -> list:  # of tasks; empty where all of them were, since nothing is to be told apart then
+    "Tasks that were asked with all worked examples, where others were not"
+    few = fewer_examples(results)
+    return [task for task in task_order(results.task) if few and task not in few]
+
+
+def in_full_label(results, averages: dict) -> str:
+    "average of 26 tasks with all 3 examples"
+    tasks = in_full(results)
+    return f'{average_label(tasks, averages)} with all {results.shots.max()} examples'
 
 # %% ../nbs/17_gains.ipynb #6d772dbb
 MACRO = 'macro'  # stands for a task in the row of their average
@@ -189,13 +216,22 @@ def gains_table(
     results: pd.DataFrame,  # from `load_results`
     chosen=None,  # contrasts; None: those of the table of arms
     n_boot: int = 10_000,  # resamples
-) -> pd.DataFrame:  # rows (contrast, task), the last of each MACRO; attrs: remarks
+) -> pd.DataFrame:  # rows (contrast, task), the last of each MACRO; attrs: remarks, in_full
     "n, seeds, a, b (percent), delta, low, high (points), p, p_mcnemar, p_holm, seed_sd"
     found = results_contrasts(results, chosen)
     table = pd.concat({str(c): _one_contrast(results, c, n_boot) for c in found},
                       names=['contrast', 'task'])
     table.attrs['remarks'] = {str(c): _remark(results, c) for c in found}
+    table.attrs['in_full'] = {str(c): _row_in_full(results, c, n_boot) for c in found}
     return table
+
+
+def _row_in_full(results, c, n_boot):
+    "The average over the tasks asked with all worked examples; None where all of them were"
+    pairs = pair_items(results, c)
+    part = pairs[pairs.task.isin(in_full(results))]
+    averages = find_benchmark(contrast_setting(results, c)['benchmark']).averages
+    return average_row(part, averages, n_boot) if len(part) else None
 
 
 def _remark(results, c):
@@ -291,14 +327,23 @@ def _accuracy_column(results, cells, asked, own):
     for task in tasks:
         count = f' ({format_count(results, asked, [task])})' if task in own else ''
         texts.append(format_percent(found[task]) + count if task in found else '–')
-    if len(found) < len(tasks):
-        return [*texts, '–']
-    shares = task_shares(tasks, find_benchmark(setting(results)['benchmark']).averages)
-    count = ''
-    if own and asked.mode == find_arm(asked.arm).asked:  # others have theirs in every row
-        count = f' ({format_count(results, asked, tasks)})'
-    average = sum(shares[task] * found[task] for task in tasks)
-    return [*texts, format_percent(average) + count]
+    averages = find_benchmark(setting(results)['benchmark']).averages
+    average = _average_text(found, tasks, averages)
+    if own and len(found) == len(tasks) and asked.mode == find_arm(asked.arm).asked:
+        average += f' ({format_count(results, asked, tasks)})'  # others have theirs in every row
+    texts.append(average)
+    full = in_full(results)
+    if full:
+        texts.append(_average_text(found, full, averages))
+    return texts
+
+
+def _average_text(found, tasks, averages):
+    "Of {task: percent}, if all of the tasks are there"
+    if not set(tasks) <= set(found):
+        return '–'
+    shares = task_shares(tasks, averages)
+    return format_percent(sum(shares[task] * found[task] for task in tasks))
 
 # %% ../nbs/17_gains.ipynb #c4b940b2
 def _accuracy_columns(results, found):
@@ -332,16 +377,21 @@ def format_table(
     table: pd.DataFrame,  # from `gains_table`, of the same results
 ) -> pd.DataFrame:  # of texts; columns (arm, prompt) and (contrast, statistic)
     "The tables for people; * marks an arm's own prompt"
-    tasks = task_order(results.task)
+    tasks, full = task_order(results.task), in_full(results)
     found = [contrast(name) for name in table.index.unique('contrast')]
     columns = _accuracy_columns(results, found)
     for c in found:
         part = table.loc[str(c)].loc[[*tasks, MACRO]]
+        if full:
+            part = pd.concat([part, pd.DataFrame([table.attrs['in_full'][str(c)] or {}])])
         elsewhere = any(side.mode != find_arm(side.arm).asked
                         or own_questions(results, side, [c]) for side in (c.a, c.b))
         for statistic, texts in _gain_columns(part, elsewhere).items():
             columns[contrast_label(c), statistic] = texts
-    labels = [*map(task_label, tasks), 'macro average']
+    labels = [*task_labels(results).values(), 'macro average']
+    if full:
+        averages = find_benchmark(setting(results)['benchmark']).averages
+        labels.append(in_full_label(results, averages))
     return pd.DataFrame(columns, index=labels)
 
 # %% ../nbs/17_gains.ipynb #522bb948
@@ -353,7 +403,8 @@ def _subject(c, remark):
     "What the difference is due to; None: not to rationales alone"
     a, b = find_arm(c.a.arm), find_arm(c.b.arm)
     only_rationales = a.loss == b.loss and (a.rationale, b.rationale) == ('none', 'before')
-    return 'Rationales' if only_rationales and '@' not in str(c) and not remark else None
+    comparable = '@' not in str(c) or c.a.mode == c.b.mode
+    return 'Rationales' if only_rationales and comparable and not remark else None
 
 # %% ../nbs/17_gains.ipynb #6d81c7f7
 def _confidence(row):
@@ -380,11 +431,12 @@ def finding(
     if subject is None or np.isnan(m.low):
         return (f'{contrast_label(c)}: {format_signed(m.delta)} points {ci}'
                 + (f' ({remark})' if remark else ''))
+    prompt = f', both asked {MODES[c.a.mode]}' if '@' in str(c) else ''
     if m.low > 0:
-        return f'{subject} add {m.delta:.1f} points {ci}'
+        return f'{subject} add {m.delta:.1f} points {ci}{prompt}'
     if m.high < 0:
-        return f'{subject} cost {abs(m.delta):.1f} points {ci}'
-    return f'No clear effect of {subject.lower()}: {format_signed(m.delta)} points {ci}'
+        return f'{subject} cost {abs(m.delta):.1f} points {ci}{prompt}'
+    return f'No clear effect of {subject.lower()}: {format_signed(m.delta)} points {ci}{prompt}'
 
 # %% ../nbs/17_gains.ipynb #a49ff2ba
 def describe_asking(results) -> str:
@@ -393,10 +445,18 @@ def describe_asking(results) -> str:
     text = 'No model was run: SIMULATED numbers. ' if is_simulated(results) else ''
     benchmark = name_label(find_benchmark(how['benchmark']).label)
     text += f"{benchmark}, {tasks} task{'s' * (tasks != 1)}, "
-    text += f"{how['shots']}-shot, {name_label(how['scorer'])} exact-match scorer"
+    text += f"{how['shots']}-shot{_fewer(results)}, {name_label(how['scorer'])} exact-match scorer"
     if how['temperature']:
         text += f", sampled at temperature {how['temperature']:g}"
     return text + (', through the chat template' if how['chat'] else '')
+
+
+def _fewer(results):
+    few = fewer_examples(results)
+    if not few:
+        return ''
+    plural = 's' * (len(few) != 1)
+    return f' (in {len(few)} task{plural} as many examples as fit the context)'
 
 
 def describe_seeds(k) -> str:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['side_of', 'KDConfig', 'Distiller', 'span_sums', 'SeededSampler', 'UpdateTrainer', 'StudentTrainer', 'load_student',
-           'adapted_layers', 'with_adapters', 'check_rows', 'check_trainer', 'can_pack', 'KDTrainer', 'per_token']
+           'adapted_layers', 'with_adapters', 'merged_weights', 'check_rows', 'check_trainer', 'can_pack', 'KDTrainer',
+           'per_token']
 
 # %% ../nbs/09_trainer.ipynb #aa0ba040
 import hashlib
@@ -348,6 +349,22 @@ def with_adapters(
         raise InputError(f'peft puts no adapters on a {type(student).__name__} '
                          f'({str(error).splitlines()[0]}): train all of its weights (lora_rank 0), '
                          'or a model of another family') from error
+
+# %% ../nbs/09_trainer.ipynb #f90d019d
+def merged_weights(
+    student,  # wrapped by `with_adapters`
+) -> dict:  # name in the plain model -> tensor
+    "The weights of a model with those of its adapters added"
+    base, weights = student.get_base_model(), {}
+    modules = dict(base.named_modules())
+    for name, weight in base.state_dict().items():
+        layer, _, last = name.rpartition('.base_layer.')
+        if layer and last == 'weight':
+            learned = modules[layer].get_delta_weight('default')
+            weight = weight + learned.to(weight.dtype)
+        if '.lora_' not in name:
+            weights[name.replace('.base_layer.', '.')] = weight
+    return weights
 
 # %% ../nbs/09_trainer.ipynb #e6c49f16
 def check_rows(

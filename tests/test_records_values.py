@@ -32,7 +32,8 @@ def frame(*rows):
 
 def test_defaults():
     found = check_row(ROW)
-    assert found == ROW | dict(truncated=0, weights=None, start=None, temperature=0., chat=False,
+    assert found == ROW | dict(examples=None, truncated=0, context_cut=0, weights=None, start=None,
+                               temperature=0., chat=False,
                                recipe=None)
     assert set(found) == set(FIELDS) and KEY == ('arm', 'task', 'mode', 'shots', 'seed')
     assert check_row(row(index=[4, 0, 2])) == found | dict(index=[4, 0, 2])
