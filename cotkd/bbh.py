@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NLP', 'ALGORITHMIC', 'GROUPS', 'BBH_TASKS', 'BBH_COUNTS', 'AVERAGES', 'HUB', 'REVISION', 'CANARY', 'LAYOUT',
-           'CHECKSUMS', 'DIGESTS', 'AGAIN', 'DEFECTS', 'OFFICIAL_STOPS', 'LM_EVAL_STOPS', 'SCORERS', 'BENCHMARKS',
-           'select_tasks', 'family', 'family_weights', 'bbh_source', 'digest_items', 'is_item', 'check_items',
-           'load_bbh', 'official_answer', 'official_equal', 'lm_eval_answer', 'lm_eval_equal', 'Scorer', 'find_scorer',
-           'extract_answer', 'is_correct', 'read_shots', 'first_examples', 'answers_only', 'worked_answers',
+           'CHECKSUMS', 'DIGESTS', 'AGAIN', 'DEFECTS', 'OFFICIAL_STOPS', 'LM_EVAL_STOPS', 'SCORERS', 'AUTHORS',
+           'MIRROR', 'SERVER', 'PROMPT_CHECKSUMS', 'PROMPT_DIGESTS', 'BENCHMARKS', 'select_tasks', 'family',
+           'family_weights', 'bbh_source', 'digest_items', 'is_item', 'check_items', 'load_bbh', 'official_answer',
+           'official_equal', 'lm_eval_answer', 'lm_eval_equal', 'Scorer', 'find_scorer', 'extract_answer', 'is_correct',
+           'digest_prompt', 'hub_prompt', 'read_shots', 'first_examples', 'answers_only', 'worked_answers',
            'add_examples', 'few_shot_prompt', 'Benchmark', 'find_benchmark', 'bbh_benchmark', 'toy_benchmark']
 
 # %% ../nbs/13_bbh.ipynb #4eb067a5
@@ -17,13 +18,16 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from fastcore.basics import patch
+from tqdm import tqdm
 
-from .files import InputError
+from .files import InputError, replacing
+from .names import hub_answers
 from .prompt import MODES, cut, format_example, split_thoughts
 from .toy import EVALUATED, make_toy
 
@@ -101,13 +105,10 @@ DIGESTS = dict(zip(BBH_TASKS, CHECKSUMS.split()))
 
 # %% ../nbs/13_bbh.ipynb #d18e4f23
 def bbh_source(
-    source=None,  # directory or "hub"; None: the environment variable COTKD_BBH
+    source=None,  # directory or "hub"; None: the environment variable COTKD_BBH, else the hub
 ):  # a Path, or "hub"
-    "Where BBH comes from; raises InputError if that is not said or not there"
-    source = source or os.environ.get('COTKD_BBH')
-    if not source:
-        raise InputError('nothing says where BBH is: '
-                         f'set COTKD_BBH to {LAYOUT}, or ask for "hub"')
+    "Where BBH comes from; raises InputError for a directory that is not there"
+    source = source or os.environ.get('COTKD_BBH') or 'hub'
     if str(source) == 'hub':
         return 'hub'
     folder = Path(source).expanduser()
@@ -138,6 +139,7 @@ def check_items(
     rows,  # what was found
     task: str,  # one of `BBH_TASKS`
     place,  # where it was found, for the message
+    again: str = AGAIN,  # what to do if they are not
 ) -> list:  # dicts of input and target
     "The questions of a task, if they are what BBH has; raises InputError otherwise"
     if not isinstance(rows, list):
@@ -145,27 +147,71 @@ def check_items(
     for i, row in enumerate(rows):
         if not is_item(row):
             raise InputError(f'{place}, example {i}: expected "examples", '
-                             f'a list of texts "input" and "target"; {AGAIN}')
+                             f'a list of texts "input" and "target"; {again}')
     if len(rows) != BBH_COUNTS[task]:
         raise InputError(f'{place} has {len(rows)} questions, '
-                         f'{task} has {BBH_COUNTS[task]}; {AGAIN}')
+                         f'{task} has {BBH_COUNTS[task]}; {again}')
     found = digest_items(rows)
     if found != DIGESTS[task]:
         raise InputError(f'{place} has other texts or another order than {task} '
-                         f'(checksum {found}, expected {DIGESTS[task]}); {AGAIN}')
+                         f'(checksum {found}, expected {DIGESTS[task]}); {again}')
     return [dict(input=row['input'], target=row['target']) for row in rows]
 
-# %% ../nbs/13_bbh.ipynb #4fd35e16
-def _read_hub(task):
-    from datasets import load_dataset  # slow to import, and seldom needed
+# %% ../nbs/13_bbh.ipynb #39da8604
+def _cannot_fetch(what, place, mirror, error):
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE:
+        why = f'is not (or not whole) under {constants.HF_HOME}, and HF_HUB_OFFLINE is set'
+        way_out = 'run once without it where there is a network'
+    else:
+        why = f'cannot be fetched from {place} ({error})'
+        way_out = f'check the network and HTTPS_PROXY, set {mirror} to a mirror'
+    return InputError(f'{what} {why}: {way_out}, or set COTKD_BBH to {LAYOUT}')
+
+# %% ../nbs/13_bbh.ipynb #6083e0c9
+class _NoBar(tqdm):
+    "27 small files need no progress bar"
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings | dict(disable=True))
+
+
+def _parquet_files(folder, task):
+    "Each task has its own, with its name in the path"
+    return [path for path in sorted(Path(folder).rglob('*.parquet'))
+            if task in path.relative_to(folder).as_posix()]
+
+# %% ../nbs/13_bbh.ipynb #98b82ea9
+def _hub_folder(tasks):
+    "Where the library keeps the files of these tasks; those that are missing are fetched"
+    from huggingface_hub import constants, errors, snapshot_download
+    look = partial(snapshot_download, HUB, repo_type='dataset', revision=REVISION,
+                   allow_patterns=[f'*{task}*.parquet' for task in tasks], tqdm_class=_NoBar)
+    with suppress(errors.LocalEntryNotFoundError):
+        folder = look(local_files_only=True)
+        if all(_parquet_files(folder, task) for task in tasks):
+            return folder
+    cannot = partial(_cannot_fetch, HUB, constants.ENDPOINT, 'HF_ENDPOINT')
+    if not hub_answers():  # the library would try for half a minute
+        raise cannot('no answer')
     try:
-        rows = load_dataset(HUB, task, split='test', revision=REVISION).to_list()
-    except Exception as error:
-        raise InputError(f'{HUB} cannot be read from the hub ({type(error).__name__}): '
-                         f'get online, or set COTKD_BBH to {LAYOUT}') from error
-    return check_items(rows, task, f'{HUB}, {task}')
+        return look()
+    except Exception as error:  # which one depends on the version of the library
+        raise cannot(type(error).__name__) from error
 
+# %% ../nbs/13_bbh.ipynb #4fd35e16
+def _read_hub(folder, task):
+    from pyarrow.parquet import ParquetFile  # seldom needed
+    rows, place = [], f'{HUB}, {task}'
+    again = 'delete it, and the next run fetches it again'
+    for path in _parquet_files(folder, task):
+        place = path.resolve()  # the file itself, behind the library's link
+        try:
+            rows += ParquetFile(place).read().to_pylist()
+        except (ValueError, OSError) as error:
+            raise InputError(f'{place} is broken ({type(error).__name__}); {again}') from error
+    return check_items(rows, task, place, again)
 
+# %% ../nbs/13_bbh.ipynb #8639bdaf
 def _read_file(folder, task):
     tasks = 'tasks' if (folder/'tasks').is_dir() else 'bbh'  # in a clone of the authors' repository
     path = folder/tasks/f'{task}.json'
@@ -184,16 +230,17 @@ def _read_file(folder, task):
 
 # %% ../nbs/13_bbh.ipynb #ba9fcfaf
 def load_bbh(
-    source=None,  # directory or "hub"; None: the environment variable COTKD_BBH
+    source=None,  # as in `bbh_source`
     tasks='all',  # as in `select_tasks`
     limit: int = None,  # only so many questions of each task, the first ones
 ) -> dict:  # task -> list of dicts with input and target
     "BIG-Bench-Hard's questions; raises InputError where a file is missing, broken or incomplete"
     names = select_tasks(tasks)
     source = bbh_source(source)
+    read = _read_file
     if source == 'hub':
-        return {task: _read_hub(task)[:limit] for task in names}
-    return {task: _read_file(source, task)[:limit] for task in names}
+        source, read = _hub_folder(names), _read_hub
+    return {task: read(source, task)[:limit] for task in names}
 
 # %% ../nbs/13_bbh.ipynb #09ad0d04
 DEFECTS = {  # task -> {row, counted from 0: what is wrong}
@@ -287,17 +334,68 @@ def is_correct(text: str, target: str, mode: str, scorer: str = 'official') -> b
     "Exact match of the extracted answer and the one on file"
     return find_scorer(scorer).correct(text, target, mode)
 
+# %% ../nbs/13_bbh.ipynb #e04eb2c6
+AUTHORS = 'suzgunmirac/BIG-Bench-Hard/9ee07bd481feebf959a6b59d61ea57bdcf30964d/cot-prompts'
+MIRROR = 'COTKD_BBH_ENDPOINT'  # the environment variable that names another server than this
+SERVER = 'https://raw.githubusercontent.com'
+PROMPT_CHECKSUMS = '''
+    14377e36cccb084b a0a13c392f689a18 794fd259297972a4 10c06cc362520e9b 19898af91c35cb26
+    cdf765634713b057 33be137e76c2a6af e4ea02d05b13e8ed 731446c6c66bb525 2c8367f75092202c
+    35084a2a0b86bc40 2058a9bed717a6ed 685affba97425cdf b0836603007ec659 f36d9893507eb518
+    4ed65246c0c1c4b0 4ed65246c0c1c4b0 4ed65246c0c1c4b0 a546e0b7cde09037 dc2fd733f1867b8c
+    e51ffc03fd713a13 3e7ebf1e20abe3e2 2ef54cb2a72052ad 2ef54cb2a72052ad 2ef54cb2a72052ad
+    c8025ca65ab7f089 a2cdbcfe23abaa97'''
+PROMPT_DIGESTS = dict(zip(BBH_TASKS, PROMPT_CHECKSUMS.split()))
+
+# %% ../nbs/13_bbh.ipynb #3693445d
+def digest_prompt(
+    content: bytes,  # of a file
+) -> str:  # 16 hexadecimal digits
+    "The first digits of its sha256"
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _fetch_prompt(task):
+    from huggingface_hub import get_session  # knows proxies, and when to stay off the network
+    server = os.environ.get(MIRROR) or SERVER
+    address = f'{server.rstrip("/")}/{AUTHORS}/{task}.txt'
+    try:
+        answer = get_session().get(address, timeout=10)
+    except Exception as error:  # which one depends on the version of the library
+        raise _cannot_fetch(f'{task}.txt', server, MIRROR, type(error).__name__) from error
+    if answer.status_code != 200:
+        raise InputError(f'{address} is not to be had (HTTP {answer.status_code}): try again '
+                         f'later, set {MIRROR} to another server, or COTKD_BBH to {LAYOUT}')
+    found = digest_prompt(answer.content)
+    if found != PROMPT_DIGESTS[task]:
+        raise InputError(f'{address} is not the file of the authors (sha256 {found}, expected '
+                         f'{PROMPT_DIGESTS[task]}): a proxy or a mirror changed it; '
+                         f'set {MIRROR} to another server, or COTKD_BBH to {LAYOUT}')
+    return answer.content
+
+# %% ../nbs/13_bbh.ipynb #dfea955e
+def hub_prompt(
+    task: str,  # one of `BBH_TASKS`
+) -> Path:  # of a file with the right checksum
+    "The authors' prompt under HF_HOME; fetched where it is not there, or damaged"
+    from huggingface_hub import constants
+    path = Path(constants.HF_HOME)/'cotkd'/AUTHORS/f'{task}.txt'
+    with suppress(OSError):
+        if digest_prompt(path.read_bytes()) == PROMPT_DIGESTS[task]:
+            return path
+    content = _fetch_prompt(task)
+    with replacing(path) as part:
+        part.write_bytes(content)
+    return path
+
 # %% ../nbs/13_bbh.ipynb #abf874af
 def read_shots(
-    task: str,
-    source=None,  # directory of BBH; None: the environment variable COTKD_BBH
+    task: str,  # one of `BBH_TASKS`
+    source=None,  # as in `bbh_source`
 ) -> str:  # description and three worked examples
     "The authors' chain-of-thought prompt, to the byte, without the two lines above it"
     folder = bbh_source(source)
-    if folder == 'hub':
-        raise InputError('the hub has no prompts with examples: '
-                         f'set COTKD_BBH to {LAYOUT}, or use shots=0')
-    path = folder/'cot-prompts'/f'{task}.txt'
+    path = hub_prompt(task) if folder == 'hub' else folder/'cot-prompts'/f'{task}.txt'
     if not path.is_file():
         raise InputError(f'{path} is missing: expected {LAYOUT}, one prompt for each task')
     head, _, text = path.read_bytes().decode('utf-8').partition('\n-----\n')

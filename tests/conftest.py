@@ -28,6 +28,16 @@ def bbh_dir():
     return _directory('COTKD_BBH', 'BIG-Bench-Hard (tasks/ and cot-prompts/)')
 
 
+@pytest.fixture
+def no_hub(tmp_path, monkeypatch):
+    "Nothing kept from the hub, and no way to it"
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    for name in ('HF_HOME', 'HF_HUB_CACHE'):
+        monkeypatch.setattr(constants, name, str(tmp_path/'no-hub'))
+    monkeypatch.setattr('cotkd.bbh.hub_answers', lambda: False)  # it would remember for longer
+
+
 # not for longer than a module: the event loop that comes with it would be in the way of others
 @pytest.fixture(scope='module')
 def chromium():

@@ -122,9 +122,9 @@ def error(*args, call=load_bbh, **kwargs):
     return str(caught.value)
 
 
-def test_load_source(home, monkeypatch):
+def test_load_source(home, monkeypatch, no_hub):
     monkeypatch.delenv('COTKD_BBH', raising=False)
-    assert 'COTKD_BBH' in error(tasks='snarks')
+    assert 'set COTKD_BBH' in error(tasks='snarks')
     monkeypatch.setenv('COTKD_BBH', str(home))
     assert len(load_bbh(tasks='snarks')['snarks']) == 178
     assert 'does not exist' in error(home/'elsewhere')
@@ -192,27 +192,6 @@ def test_defects(bbh_dir):
             assert is_defect(reason, found[task], i), (task, i)
 
 
-def test_hub(monkeypatch):
-    "The hub is asked task by task; where it cannot be reached, the message says what to set"
-    import datasets
-    rows = datasets.Dataset.from_list([dict(input='q', target='(A)')]*178)
-    monkeypatch.setitem(bbh.DIGESTS, 'snarks', bbh.digest_items(rows.to_list()))
-    asked = dict(split='test', revision='b5306be6f827cfafbb545ff5a51f96916029b0fd')
-
-    def load_dataset(name, task, **kwargs):
-        assert (name, task, kwargs) == (bbh.HUB, 'snarks', asked)
-        return rows
-
-    def offline(*args, **kwargs):
-        raise ConnectionError('no network')
-
-    monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
-    assert load_bbh('hub', 'snarks') == dict(snarks=rows.to_list())
-    monkeypatch.setattr(datasets, 'load_dataset', offline)
-    assert 'COTKD_BBH' in error('hub', 'snarks')
-    assert 'COTKD_BBH' in error('snarks', 'q', shots=3, source='hub', call=few_shot_prompt)
-
-
 # prompts
 
 @pytest.mark.parametrize('task', BBH_TASKS)
@@ -249,12 +228,12 @@ def test_prompts_of_lm_eval(bbh_dir):
     assert differ == ['sports_understanding']
 
 
-def test_prompt_without_shots(monkeypatch):
+def test_prompt_without_shots(monkeypatch, no_hub):
     monkeypatch.delenv('COTKD_BBH', raising=False)
     given = few_shot_prompt('anything', 'Is it?', shots=0)
     assert given == "Q: Is it?\nA: Let's think step by step.\n"
     assert few_shot_prompt('anything', 'Is it?', mode='direct', shots=0) == 'Q: Is it?\nA:'
-    assert 'COTKD_BBH' in error('navigate', 'q', call=few_shot_prompt)
+    assert 'set COTKD_BBH' in error('navigate', 'q', call=few_shot_prompt)
 
 
 def test_prompt_damaged(home):

@@ -117,7 +117,7 @@ def test_unknown_options_are_refused(capsys):
 
 # --- mistakes and interruptions
 
-def test_mistakes_are_one_line(tmp_path, capsys):
+def test_mistakes_are_one_line(tmp_path, capsys, no_hub):
     (tmp_path/'tasks').mkdir()
     score = ['eval', '--model', 'toy-student', '--bbh', tmp_path, '--out', tmp_path/'out',
              '--tasks']

@@ -283,7 +283,7 @@ def short_context(folder):
     (dict(kd_lr=float('nan')), ['kd_lr=nan']),
     (dict(sampling_temperature=-1.), ['temperature is -1']),
 ], ids=lambda x: next(iter(x)) if isinstance(x, dict) else '')
-def test_what_is_wrong_is_said_before_a_model_works(changed, words, tmp_path, monkeypatch):
+def test_what_is_wrong_is_said_before_a_model_works(changed, words, tmp_path, monkeypatch, no_hub):
     forbid(monkeypatch)
     folder = tmp_path/'model'
     changed = {name: x(folder) if callable(x) else x for name, x in changed.items()}

@@ -322,8 +322,8 @@ def results(draw):
         arm=draw(st.sampled_from(['kd', 'kd_cot'])), task=draw(st.sampled_from('xy')),
         seed=draw(st.integers(0, 2)), mode=draw(st.sampled_from([*MODES])), shots=0,
         scorer='official', n=n, correct=items.count('1'), items=items, index=index, skipped=0,
-        truncated=0, model=draw(TEXTS), weights=None, start=None, benchmark='mine',
-        temperature=0., chat=False, recipe=None)
+        examples=None, truncated=0, context_cut=0, model=draw(TEXTS), weights=None, start=None,
+        benchmark='mine', temperature=0., chat=False, recipe=None)
 
 
 def numbered(row):
