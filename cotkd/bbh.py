@@ -436,7 +436,7 @@ def worked_answers(
     text = text if mode == 'cot' else answers_only(text)
     return [example.split(_ANSWER, 1)[1] for example in text.split(_QUESTION)[1:]]
 
-
+# %% ../nbs/13_bbh.ipynb #cc6a3b68
 def add_examples(
     text: str,  # description and worked examples; '': none
     question: str,
@@ -489,19 +489,25 @@ class Benchmark:
                 raise InputError(f'task {task!r} of {self.label}: expected a list of dicts, '
                                  'each with the texts "input" and "target"')
 
-    def worked(self, task, shots):
-        "Worked examples of a task; raises InputError where there are not `shots` of them"
-        text = self.examples(task) if shots and self.examples else ''
-        if shots != text.count(_QUESTION):
-            raise _wrong_shots(self, shots, text.count(_QUESTION))
-        return text
-
     def prompt(self, task, question, mode='cot', shots=0, first=None):
         "What the model is shown, with the `first` of the worked examples, or with all"
         text = self.worked(task, shots)
         return add_examples(text if first is None else first_examples(text, first), question, mode)
 
 # %% ../nbs/13_bbh.ipynb #53b85e4c
+@patch
+def worked(
+    self: Benchmark,
+    task: str,
+    shots: int,  # all that a prompt has, or 0
+) -> str:
+    "Worked examples of a task; raises InputError where there are not `shots` of them"
+    text = self.examples(task) if shots and self.examples else ''
+    if shots != text.count(_QUESTION):
+        raise _wrong_shots(self, shots, text.count(_QUESTION))
+    return text
+
+
 @patch(as_prop=True)
 def scorer(self: Benchmark) -> str:  # name
     "What reads its answers unless another is asked for: the first of its own, or the official one"

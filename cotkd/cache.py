@@ -272,6 +272,13 @@ def _collate(model):
     return KDCollator(pack=model.device.type == 'cuda' and packs(model))
 
 # %% ../nbs/08_cache.ipynb #c41bf06c
+def _encode(teacher, rows, mode, chat, trust_remote_code):
+    "The tokenizer, and the rows as the teacher reads them; InputError for what it cannot read"
+    tokenizer = load_tokenizer(teacher, trust_remote_code)
+    limits = limits_of([load_config(teacher, trust_remote_code)], len(tokenizer))
+    return tokenizer, encode_rows(rows, tokenizer, mode, chat, limits)
+
+# %% ../nbs/08_cache.ipynb #43093033
 def write_cache(
     teacher: str,  # as for `load_lm`
     rows,  # list of dicts (or a Dataset) with source, target, rationale
@@ -280,15 +287,13 @@ def write_cache(
     shard: tuple = None,  # (i, n): every n-th file, from the i-th; None: this process's share
     chat: bool = False,  # as in `encode`
     trust_remote_code: bool = False,  # as for `load_lm`
-    **loading,  # dtype, attn: as for `load_lm`
+    **how,  # dtype, attn: as for `load_lm`
 ) -> Path:  # `out`
     "Run the teacher once over the rows and keep its last hidden states; only what is missing"
     out, (i, n) = Path(out), _my_shard(shard)
-    tokenizer = load_tokenizer(teacher, trust_remote_code)
-    limits = limits_of([load_config(teacher, trust_remote_code)], len(tokenizer))
-    encoded = encode_rows(rows, tokenizer, mode, chat, limits)
+    tokenizer, encoded = _encode(teacher, rows, mode, chat, trust_remote_code)
     counts = [count_supervised(e) for e in encoded]
-    model, _ = load_lm(teacher, trust_remote_code=trust_remote_code, **loading)
+    model, _ = load_lm(teacher, trust_remote_code=trust_remote_code, **how)
     check_head(model)
     belongs = fingerprint(teacher, tokenizer, rows, mode, chat, trust_remote_code)
     about = _about(model, counts, belongs)

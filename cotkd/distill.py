@@ -382,7 +382,7 @@ def _save_last(trainer, out):
     trainer._load_best_model()
     trainer.accelerator.wait_for_everyone()  # before the checkpoints go
 
-
+# %% ../nbs/10_distill.ipynb #bb18036f
 def _finish(trainer, out, record):
     "The student, its log, and last the record that it is done"
     _save_student(trainer, out)

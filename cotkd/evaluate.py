@@ -232,6 +232,19 @@ def _room(tokenizer, items, asking):
     return max(map(len, targets)) + 8
 
 # %% ../nbs/15_evaluate.ipynb #d344893a
+def _choose_prompts(model, tokenizer, benchmark, task, asking, rows):
+    "{row: text} and {row: tokens} of those that fit, and how many worked examples they have"
+    examples = examples_that_fit(benchmark, task, tokenizer, asking, _context(model, asking))
+    prompts = {i: _prompt(benchmark, tokenizer, task, i, asking, examples) for i in rows}
+    lengths = _fitting(prompts, model, tokenizer, asking, task)
+    return {i: prompts[i] for i in lengths}, lengths, examples
+
+
+def _not_single(model):
+    "The precision of a model, where it can change an answer"
+    return [] if 'float32' in str(model.dtype) else [str(model.dtype)]
+
+# %% ../nbs/15_evaluate.ipynb #433f5dea
 def make_job(
     model,
     tokenizer,
@@ -245,25 +258,16 @@ def make_job(
     from cotkd.models import context_length
     items = benchmark.items[task]
     rows = sample_rows(task, len(items), asking.limit) if rows is None else sorted(rows)
-    examples = examples_that_fit(benchmark, task, tokenizer, asking, _context(model, asking))
-    prompts = {i: _prompt(benchmark, tokenizer, task, i, asking, examples) for i in rows}
-    lengths = _fitting(prompts, model, tokenizer, asking, task)
-    prompts = {i: prompts[i] for i in lengths}
-    index = None if list(prompts) == list(range(len(items))) else list(prompts)
-    row = expected_row(benchmark, task, subject, asking)
+    prompts, lengths, examples = _choose_prompts(model, tokenizer, benchmark, task, asking, rows)
     scorer = scorer_of(benchmark, asking)
     stop = tuple(scorer.stops[asking.mode])
     room = _room(tokenizer, items, asking)
     targets = {i: items[i]['target'] for i in prompts}
-    row |= dict(index=index, skipped=len(rows) - len(prompts),
-                examples=None if examples == asking.shots else examples,
-                recipe=digest(prompts, targets, stop, room, *_not_single(model)))
+    row = expected_row(benchmark, task, subject, asking) | dict(
+        index=None if list(prompts) == list(range(len(items))) else list(prompts),
+        skipped=len(rows) - len(prompts), examples=None if examples == asking.shots else examples,
+        recipe=digest(prompts, targets, stop, room, *_not_single(model)))
     return Job(row, prompts, lengths, targets, stop, room, context_length(model.config), scorer)
-
-
-def _not_single(model):
-    "The precision of a model, where it can change an answer"
-    return [] if 'float32' in str(model.dtype) else [str(model.dtype)]
 
 # %% ../nbs/15_evaluate.ipynb #865698b7
 def _finished(run_dir, job):
@@ -336,7 +340,7 @@ def _not_as_asked(job):
         yield (f'{row["skipped"]} of {row["skipped"] + len(job.prompts)} prompts do not fit the '
                'context of the model and are not asked')
 
-
+# %% ../nbs/15_evaluate.ipynb #198ccc18
 class _Progress:
     "A bar for a task"
 

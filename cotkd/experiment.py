@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FROM_PAPER', 'MINILLM', 'ADAPTER_LR', 'PAIR', 'CHAT', 'LORA', 'LLAMA_13B', 'TINYLLAMA', 'SMOLLM', 'CODER', 'PRESETS',
-           'REDUCED', 'AT_LEAST_ONE', 'ABOVE_ZERO', 'HELD_OUT', 'TEMPLATE_BYTES', 'LATER', 'Experiment',
+           'REDUCED', 'AT_LEAST_ONE', 'ABOVE_ZERO', 'HELD_OUT', 'TEMPLATE_BYTES', 'LATER', 'Loading', 'Experiment',
            'describe_preset', 'chosen_contrasts', 'variants_of', 'check_settings', 'check_batches', 'check_names',
            'read_config', 'configure', 'choose_benchmark', 'askings', 'sample_fitting', 'leave_out_long',
            'training_rows', 'Member', 'members', 'place_of', 'Prepared', 'check_pair', 'check_rows', 'untrained',
@@ -35,9 +35,22 @@ from .records import VARIANTS, load_results, read_results, result_key, results_p
 from .records import write_result
 from .toy import EVALUATED, MIX, make_toy
 
+# %% ../nbs/20_experiment.ipynb #9106674f
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    "How models are read"
+    trust_remote_code: bool = False  # run models' own code from the hub
+    dtype: str = 'auto'  # float32, bfloat16 or float16; auto: what is fast for a model here
+    attn: str = ''  # sdpa, eager, flash_attention_2, …; '': what transformers chooses
+
+    @property
+    def loading(self) -> dict:  # arguments of `load_lm`
+        return dict(trust_remote_code=self.trust_remote_code, dtype=self.dtype,
+                    attn=self.attn or None)
+
 # %% ../nbs/20_experiment.ipynb #f50ba7e7
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Loading):
     "What is distilled from what, on which rows, and how it is scored"
     teacher: str = 'toy-teacher'  # anything `load_lm` takes
     student: str = 'toy-student'  # the base student, from which every arm starts
@@ -61,15 +74,6 @@ class Experiment:
     also: str = ''  # further results: greedy (answers), last (in place of the best students)
     max_new_tokens: int = 320  # of an answer with its rationale
     chat: bool = False  # rows and questions are laid out by the tokenizer's chat template
-    trust_remote_code: bool = False  # run models' own code from the hub
-    dtype: str = 'auto'  # float32, bfloat16 or float16; auto: what is fast for a model here
-    attn: str = ''  # sdpa, eager, flash_attention_2, …; '': what transformers chooses
-
-    @property
-    def loading(self) -> dict:
-        "How `load_lm` reads its models"
-        return dict(trust_remote_code=self.trust_remote_code, dtype=self.dtype,
-                    attn=self.attn or None)
 
 # %% ../nbs/20_experiment.ipynb #4c2b79ea
 FROM_PAPER = dict(  # every arm is asked step by step
@@ -89,6 +93,7 @@ TINYLLAMA = 'TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T'
 SMOLLM = 'HuggingFaceTB/SmolLM2-135M-Instruct'
 CODER = 'Qwen/Qwen2.5-Coder'
 
+# %% ../nbs/20_experiment.ipynb #811fb412
 PRESETS = {
     'toy': Experiment(),
     'paper-qwen': Experiment('Qwen/Qwen-7B', 'Qwen/Qwen-1_8B', **PAIR),
@@ -134,7 +139,7 @@ def chosen_contrasts(experiment: Experiment) -> list | None:  # of `Contrast`
 
 
 def variants_of(experiment: Experiment) -> list:
-    "Its headline's results, '', then names of `VARIANTS`; InputError for one that would be no other"
+    "'' for its headline's results, then names of `VARIANTS`; InputError: no other results"
     found = [name.strip() for name in experiment.also.split(',') if name.strip()]
     for name in found:
         if name not in VARIANTS:
@@ -148,7 +153,7 @@ def variants_of(experiment: Experiment) -> list:
                          'ones that are kept; leave it out, or hold rows out with dev')
     return ['', *found]
 
-
+# %% ../nbs/20_experiment.ipynb #5aedfd7c
 def check_settings(experiment: Experiment):
     "Raise InputError for a value that no run could use"
     for name, value in asdict(experiment).items():
@@ -602,7 +607,7 @@ def _ends_apart(run, member):
     trained = run.config.get('trained', {})
     return member.arm.trained and (member.key not in trained or f'{member.key}/last' in trained)
 
-
+# %% ../nbs/20_experiment.ipynb #e0e2bc9d
 def missing(run: Run) -> list:
     "Members that still have questions to answer"
     everyone = members(run.experiment, run.out, run.seeds)
@@ -662,7 +667,7 @@ def _train(run, member, teacher, prepared):
         _note_trained(run, member, dict(cost, lr=config.lr))
     processes().wait_for_everyone()
 
-
+# %% ../nbs/20_experiment.ipynb #df346785
 def _note_trained(run, member, cost):
     "In config.json: what a student cost, and which bytes it is"
     found = run.config
@@ -749,7 +754,7 @@ def _not_the_papers(run, preset):
             found[name] = f'{x}, changed' if changed else f"{x}, {table['from'][name]}"
     return found
 
-
+# %% ../nbs/20_experiment.ipynb #510d4f1f
 def _begin(run, about, prepared):
     "Take the directory, and write down all that is needed to run it again"
     from cotkd.data import contamination

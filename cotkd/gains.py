@@ -100,7 +100,7 @@ def average_label(tasks, averages: dict) -> str:
     name, plural = named_average(tasks, averages), '' if len(tasks) == 1 else 's'
     return f'average of {len(tasks)} task{plural}' + (f' ({name})' if name else '')
 
-
+# %% ../nbs/17_gains.ipynb #afd5e233
 def task_labels(
     results: pd.DataFrame,  # from `load_results`
 ) -> dict:  # {task: text}, in the order of tables

@@ -49,6 +49,8 @@ FIELDS = {
     'chat': 'asked through the chat template',
     'recipe': 'digest of what else decides an answer: prompts, targets, stops, room',
 }
+
+# %% ../nbs/14_records.ipynb #c098782a
 DEFAULTS = dict(examples=None, truncated=0, context_cut=0, weights=None, start=None,
                 temperature=0., chat=False, recipe=None)
 
@@ -292,16 +294,16 @@ def fewer_examples(
     results: pd.DataFrame,  # from `load_results`
 ) -> dict:  # {task: worked examples}
     "Tasks that were asked with fewer than `shots`; InputError where arms were asked with others"
-    shown = results.examples.astype(float).fillna(results.shots.astype(float))
     found = {}
-    for task, part in shown.groupby(results.task):
-        if part.nunique() > 1:
-            both = ' and '.join(f'{n:.0f}' for n in sorted(part.unique()))
+    for task, part in results.groupby('task'):
+        shown = part.examples.astype(float).fillna(part.shots)
+        if shown.nunique() > 1:
+            both = ' and '.join(f'{n:.0f}' for n in sorted(shown.unique()))
             raise InputError(f'results of {visible(task)} mix {both} worked examples, as many as '
                              'fit the contexts of their models: ask all of them with --context, '
                              'the shortest of these contexts')
-        if part.iloc[0] < results.shots[part.index[0]]:
-            found[task] = int(part.iloc[0])
+        if shown.iloc[0] < part.shots.iloc[0]:
+            found[task] = int(shown.iloc[0])
     return found
 
 # %% ../nbs/14_records.ipynb #dd51f107

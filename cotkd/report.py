@@ -468,23 +468,35 @@ def _examples_left_out(results, table):
     return [f'Where all {results.shots.max()} worked examples are longer than the context of a '
             f'model, every arm was asked with the most that fit: {listed}.{others}']
 
-
-def _cut_answers(results):
-    "How many ended before they were done"
+# %% ../nbs/19_report.ipynb #05a9a2f4
+def _not_whole(results):
+    "How many answers ended before they were done, and how many questions were not asked"
     cut, by_context = results.truncated.sum(), results.context_cut.sum()
-    if not cut:
-        return []
-    return [f'{cut:,.0f} of {results.n.sum():,.0f} answers, over all arms and prompts, were cut '
-            f'off before they ended: {by_context:,.0f} by the context of the model, the others at '
-            'the most tokens that an answer may have.']
+    if cut:
+        yield (f'{cut:,.0f} of {results.n.sum():,.0f} answers, over all arms and prompts, were cut '
+               f'off before they ended: {by_context:,.0f} by the context of the model, the others '
+               'at the most tokens that an answer may have.')
+    skipped = int(results.skipped.fillna(0).sum())
+    if skipped:
+        yield (f'{skipped:,} question{"" if skipped == 1 else "s"} could not be asked, over all '
+               'arms and prompts, and are in no number here.')
+
+
+def _unnamed_average(part, benchmark):
+    "Says so, where the tasks of an average are not those of one with a name"
+    tasks = [task for task in part.index if task != MACRO and part.n[task]]
+    if not named_average(tasks, benchmark.averages):
+        which = 'listed here' if len(tasks) == len(part) - 1 else 'that both arms answered'
+        yield (f'The average is over the {len(tasks)} tasks {which}, not over a whole benchmark '
+               'with a name.')
 
 # %% ../nbs/19_report.ipynb #d37bba89
-_ASKED = {  # are both arms of the headline asked in the same way?
+_ASKED = {  # does the headline name a prompt that an arm was not trained for?
     False: 'Each arm is asked as it was trained: at once, or writing its steps first. The gain is '
            'that of the whole recipe, longer answers included; the columns for the other prompt '
            'show each model under the same prompt as its rival.',
-    True: 'Both arms are asked in the same way, which only one of them was trained for. What each '
-          'can do under its own prompt stands in the contrast without a prompt in its name.'}
+    True: 'An arm is asked here in a way that it was not trained for. What each can do under its '
+          'own prompt stands in the contrast without a prompt in its name.'}
 _TESTS = (
     "McNemar's p-value treats every question alike and is corrected for the number of tasks "
     '(Holm). The bootstrap gives every task the same weight; its p-values are not corrected.')
@@ -502,19 +514,11 @@ def limits(
     found = ['The interval covers the choice of questions. It does not cover another training '
              f'run: {runs}', _ASKED['@' in table.index[0][0]], _TESTS]
     benchmark = find_benchmark(setting(results)['benchmark'])
-    tasks = [task for task in part.index if task != MACRO and part.n[task]]
-    if not named_average(tasks, benchmark.averages):
-        which = 'listed here' if len(tasks) == len(part) - 1 else 'that both arms answered'
-        found.append(f'The average is over the {len(tasks)} tasks {which}, not over a whole '
-                     'benchmark with a name.')
+    found += _unnamed_average(part, benchmark)
     found += [benchmark.note] if benchmark.note else []
     found += _defects(results, table)
     found += _examples_left_out(results, table)
-    found += _cut_answers(results)
-    skipped = int(results.skipped.fillna(0).sum())
-    if skipped:
-        found.append(f'{skipped:,} question{"" if skipped == 1 else "s"} could not be asked, over '
-                     'all arms and prompts, and are in no number here.')
+    found += _not_whole(results)
     return found + ([_overlap(config)] if config.get('contamination') else [])
 
 # %% ../nbs/19_report.ipynb #114d0d71
@@ -564,7 +568,7 @@ _GAIN_NOTE = (
 _PICK_NOTE = ('Chosen by rule: of each task, the first question that only the second arm gets '
               'right and the first that only the first one does. Questions are counted from 0.')
 
-
+# %% ../nbs/19_report.ipynb #dd217715
 def _contrast_table(table):
     "A row for each contrast: its average"
     averages = table.xs(MACRO, level='task')
@@ -613,6 +617,21 @@ PAPER = {  # preset -> average over 27 tasks of BIG-Bench-Hard, percent (Do et a
     'paper-tinyllama': dict(teacher=49.95, student=27.96, kd=26.48, kd_cot=29.23)}
 
 
+def _around(x, half):
+    return x - half, x + half
+
+
+def _step_by_step(results, arms):
+    "Of each arm, and the gain of rationales"
+    found = {}
+    for arm in arms:
+        shares = task_shares(set(results.task), AVERAGES)
+        ci = arm_interval(results, Asked(arm, 'cot'), shares)
+        found[arm] = format_percent(ci['delta']) + format_interval(ci['low'], ci['high'])
+    found['gain'] = format_gain(gains_table(results, ['kd@cot:kd_cot']).iloc[-1])
+    return found
+
+# %% ../nbs/19_report.ipynb #e4fcb5a1
 def paper_table(
     preset: str,  # one of `PAPER`
     results: pd.DataFrame = None,  # ours of the same pair; None: there are none
@@ -629,21 +648,6 @@ def paper_table(
         columns['here, % [95% CI]'] = _step_by_step(results, arms)
     labels = {arm: arm_label(arm) for arm in arms} | {'gain': 'KD → KD+CoT, points'}
     return pd.DataFrame(columns).loc[[*labels]].rename(index=labels)
-
-
-def _around(x, half):
-    return x - half, x + half
-
-
-def _step_by_step(results, arms):
-    "Of each arm, and the gain of rationales"
-    found = {}
-    for arm in arms:
-        shares = task_shares(set(results.task), AVERAGES)
-        ci = arm_interval(results, Asked(arm, 'cot'), shares)
-        found[arm] = format_percent(ci['delta']) + format_interval(ci['low'], ci['high'])
-    found['gain'] = format_gain(gains_table(results, ['kd@cot:kd_cot']).iloc[-1])
-    return found
 
 # %% ../nbs/19_report.ipynb #05306ba2
 def _number_sections(results, table):
@@ -687,7 +691,7 @@ def _comparisons(run_dir, results, chosen, config):
         table = paper_table(config['preset'], results)
         yield 'Beside the paper', note(_PAPER_NOTE + differs) + html_table(table, 'average')
 
-
+# %% ../nbs/19_report.ipynb #b0af22d0
 def _sections(run_dir, results, questions, chosen):
     "(heading, HTML) of each part of the page"
     config = {}
