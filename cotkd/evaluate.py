@@ -204,22 +204,22 @@ def examples_that_fit(
 ) -> int:  # up to `asking.shots`
     "The most worked examples with which every question of a task can be asked"
     from cotkd.generate import encode_prompts
-
-    def tokens(texts, chat=False):
-        return [len(row) for row in encode_prompts(tokenizer, texts, chat)]
-
     if not asking.shots or context == math.inf:
         return asking.shots
-    sizes = tokens([item['input'] for item in benchmark.items[task]])
+    sizes = _token_counts(tokenizer, [item['input'] for item in benchmark.items[task]])
     longest = sizes.index(max(sizes))
     worked = worked_answers(benchmark.worked(task, asking.shots), 'cot')
-    answer = max(tokens(worked))
+    answer = max(_token_counts(tokenizer, worked))
     stepwise = replace(asking, mode='cot')
     for examples in range(asking.shots, 0, -1):
         prompt = _prompt(benchmark, tokenizer, task, longest, stepwise, examples)
-        if tokens([prompt], asking.chat)[0] + answer <= context:
+        if len(encode_prompts(tokenizer, [prompt], asking.chat)[0]) + answer <= context:
             return examples
     return 0
+
+
+def _token_counts(tokenizer, texts):
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)['input_ids']]
 
 # %% ../nbs/15_evaluate.ipynb #b23cc0a8
 def _room(tokenizer, items, asking):

@@ -749,9 +749,11 @@ def _not_the_papers(run, preset):
     table = describe_preset(preset)
     found = {}
     for name, x in asdict(run.experiment).items():
-        changed = x != table.value[name]
-        if changed or table['from'][name] != 'paper':
-            found[name] = f'{x}, changed' if changed else f"{x}, {table['from'][name]}"
+        source, before = table['from'][name], table.value[name]
+        if source != 'paper':
+            found[name] = f'{x}, {source}'
+        elif x != before:
+            found[name] = f'{x}, in the paper {before}'
     return found
 
 # %% ../nbs/20_experiment.ipynb #510d4f1f

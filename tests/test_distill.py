@@ -16,7 +16,7 @@ from cotkd.cache import TeacherCache, write_cache
 from cotkd.distill import distill, validate
 from cotkd.files import InputError
 from cotkd.models import load_lm
-from cotkd.trainer import KDConfig, KDTrainer
+from cotkd.trainer import KDConfig, KDTrainer, with_adapters
 
 @pytest.fixture(scope='module')
 def rows():
@@ -28,12 +28,12 @@ def tokenizer():
     return load_lm('toy-teacher')[1]
 
 
-def train(out, rank=0, callbacks=()):
+def train(out, rank=0, callbacks=(), **kwargs):
     "Twelve updates, with a look at eight held-out rows and a checkpoint after every third"
     trainer = dict(save_strategy='steps', save_steps=3, eval_steps=3, max_steps=12)
     config = KDConfig(batch_size=8, lr=1e-3, lora_rank=rank, trainer=trainer)
     return distill(toy_student(), toy_teacher(), load_lm('toy-teacher')[1], toy_rows(), out,
-                   config=config, dev=8, callbacks=callbacks)
+                   config=config, dev=8, callbacks=callbacks, **kwargs)
 
 
 def record(out):
@@ -177,6 +177,38 @@ def test_the_best_student_on_held_out_rows_is_kept(rank, tokenizer, rows, tmp_pa
     kept = validate(load_lm(tmp_path/'out')[0], toy_teacher(), tokenizer, rows[-8:])
     best = {name: x for name, x in said['best'].items() if name != 'step'}
     assert kept == pytest.approx(best, rel=1e-4)
+
+
+class Remember(TrainerCallback):
+    "The trained weights of the last update"
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 12:
+            self.last = {name.removeprefix('student.'): x.detach().clone()
+                         for name, x in model.named_parameters() if x.requires_grad}
+
+
+@pytest.mark.parametrize('rank', [0, 4], ids=['all weights', 'adapters'])
+def test_the_student_of_the_last_update_is_kept_beside_the_best(rank, rows, tmp_path):
+    seen = Remember()
+    train(tmp_path/'out', rank, [Spoil(), seen], keep_last=True)
+    said = record(tmp_path/'out')['validation']
+    for place, look in (('out', 'best'), ('out/last', 'last')):
+        found = validate(load_lm(tmp_path/place)[0], toy_teacher(), load_lm(tmp_path/place)[1],
+                         rows[-8:])
+        assert found['kl'] == pytest.approx(said[look]['kl'], rel=1e-4)
+    last = load_lm(tmp_path/'out/last')[0].state_dict()
+    if rank:
+        adapted = with_adapters(toy_student(), rank)
+        adapted.load_state_dict(seen.last, strict=False)
+        seen.last = adapted.merge_and_unload().state_dict()  # by peft itself
+    assert all(torch.equal(last[name], x) for name, x in seen.last.items())
+
+
+def test_where_the_last_student_is_the_best_there_is_one(tmp_path):
+    train(tmp_path/'out', keep_last=True)
+    assert record(tmp_path/'out')['validation']['best']['step'] == 12
+    assert not (tmp_path/'out/last').exists()
 
 
 def test_a_cache_is_as_good_as_its_teacher(tokenizer, rows, tmp_path):

@@ -9,12 +9,14 @@ import pytest
 from processes import call, finish
 
 from cotkd import generate
-from cotkd.bbh import OFFICIAL_STOPS, Benchmark, Scorer, bbh_benchmark, toy_benchmark
+from cotkd.bbh import (OFFICIAL_STOPS, Benchmark, Scorer, add_examples, bbh_benchmark,
+                       toy_benchmark)
 from cotkd.evaluate import Asking, Subject, evaluate, sample_rows, unfinished
 from cotkd.files import InputError, read_lines
-from cotkd.generate import Answer, generate_batch
+from cotkd.gains import gains_table
+from cotkd.generate import Answer, encode_prompts, generate_batch
 from cotkd.models import load_lm, state_identity
-from cotkd.records import FIELDS, prediction_path, read_results
+from cotkd.records import FIELDS, load_results, prediction_path, read_results
 
 SHORT = Asking(max_new_tokens=8, batch_size=4)
 
@@ -233,6 +235,81 @@ def test_three_shots_and_a_model_without_the_room(student, bbh_dir, tmp_path):
     results = evaluate(*student, benchmark, Subject('student', 'toy-student'), asking,
                        out=tmp_path, progress=False)
     assert [row['n'] + row['skipped'] for row in results] == [2, 2]
+
+
+def long_examples(task):
+    "Of 40 words each, answered in ten"
+    shown = 'Say yes.'
+    for i in range(3):
+        shown += f"\n\nQ: {'why ' * 40}\nA: Let's think step by step.\n{'so ' * 10}yes."
+    return shown
+
+
+@pytest.fixture
+def wordy():
+    questions = [dict(input='why ' * n, target='yes') for n in (3, 30, 10)]
+    short = [dict(input='why?', target='yes')]
+    return Benchmark('wordy', items=dict(long=questions, short=short), examples=long_examples)
+
+
+@pytest.mark.parametrize('mode', ['cot', 'direct'])
+def test_a_task_is_asked_with_the_most_examples_that_fit(mode, student, wordy, tmp_path, capsys):
+    "Beside its longest question and an answer as long as theirs; the same under both prompts"
+    model, tokenizer = student
+
+    def tokens(text):
+        return len(tokenizer(text)['input_ids'])
+
+    answer = tokens("Let's think step by step.\n" + 'so ' * 10 + 'yes.')
+    longest = wordy.items['long'][1]['input']
+    needed = {n: tokens(wordy.prompt('long', longest, 'cot', 3, n)) + answer for n in range(4)}
+    for shown, context in ((3, needed[3]), (2, needed[3] - 1), (1, needed[2] - 1), (0, needed[0])):
+        asking = Asking(mode=mode, shots=3, context=context, max_new_tokens=2)
+        of_long, of_short = evaluate(*student, wordy, Subject('kd', 'toy-student'), asking,
+                                     out=tmp_path/str(shown), progress=False)
+        assert of_long['examples'] == (None if shown == 3 else shown)
+        assert of_long['n'] == 3 and of_long['shots'] == 3 and of_long['skipped'] == 0
+        assert of_short['examples'] is None or of_short['examples'] >= shown
+        said = capsys.readouterr().err
+        assert (f'long: {shown} of 3 worked examples' in said) == (shown < 3)
+
+
+def test_arms_are_compared_only_with_the_same_examples(student, wordy, tmp_path):
+    for arm, context in dict(kd=None, kd_cot=300).items():
+        asking = Asking(mode='cot', shots=3, context=context, max_new_tokens=2)
+        evaluate(*student, wordy, Subject(arm, 'toy-student'), asking, out=tmp_path,
+                 progress=False)
+    with pytest.raises(InputError, match='long mix [012] and 3 worked examples.*--context'):
+        gains_table(load_results(tmp_path), ['kd@cot:kd_cot'])
+
+
+def test_answers_that_the_context_cuts_are_counted_apart(student, tmp_path):
+    "Of two questions that leave room for little and for all of eight tokens"
+    model, tokenizer = student
+    context = model.config.max_position_embeddings
+    words = 'why '
+    while len(encode_prompts(tokenizer, [add_examples('', words, 'direct')])[0]) < context - 10:
+        words += 'why '
+    mine = Benchmark('mine', items=dict(a=[dict(input=words, target='x'),
+                                           dict(input='why?', target='x')]))
+    asking = Asking(mode='direct', max_new_tokens=12)
+    result, = evaluate(*student, mine, Subject('kd', 'toy-student'), asking, out=tmp_path,
+                       progress=False)
+    lines = read_lines(prediction_path(tmp_path, result))
+    ended = [len(tokenizer(line['text'])['input_ids']) for line in lines]
+    assert ended[0] < 12 and result['context_cut'] == 1
+    assert result['truncated'] == 1 + (ended[1] >= 11)
+
+
+def test_answers_in_another_precision_are_others(student, benchmark, tmp_path):
+    subject = Subject('kd', 'toy-student', weights='the same')
+    for model in student[0], load_lm('toy-student', dtype='bfloat16')[0]:
+        found = evaluate(model, student[1], benchmark, subject, SHORT, out=tmp_path,
+                         progress=False)
+        assert read_results(tmp_path) == found
+    assert {row['recipe'] for row in found}.isdisjoint(
+        row['recipe'] for row in evaluate(*student, benchmark, subject, SHORT,
+                                          out=tmp_path/'other', progress=False))
 
 
 def test_a_benchmark_of_ones_own(student, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from families import StopAtSave, make, tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 from training import toy_rows, toy_student, toy_teacher
-from transformers import TrainerCallback, TrainerState
+from transformers import AutoConfig, TrainerCallback, TrainerState
 
 from cotkd import models
 from cotkd.bbh import Benchmark
@@ -211,15 +211,53 @@ def test_a_divergence_of_ones_own_trains(tmp_path):
     assert logged['half'] == pytest.approx(logged['whole'] / 2, rel=1e-6)
 
 
-@pytest.mark.parametrize('has_bfloat16, setting, dtype', [
-    (True, dict(bf16=True), torch.bfloat16), (False, dict(fp16=True), torch.float16)])
-def test_a_gpu_computes_in_what_it_has(has_bfloat16, setting, dtype, monkeypatch):
+WIDE = AutoConfig.for_model('llama', hidden_size=512)
+NARROW = AutoConfig.for_model('llama', hidden_size=128)
+
+
+@pytest.mark.parametrize('has_bfloat16, chosen', [(True, 'bfloat16'), (False, 'float16')])
+def test_a_gpu_computes_in_what_it_has(has_bfloat16, chosen, monkeypatch):
     "A V100 and a T4 have no bfloat16"
-    assert models.half_precision() == {} or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda emulated=True: has_bfloat16)
-    assert models.half_precision() == setting
-    assert models._precision('cuda:0') is dtype and models._precision('cpu') is torch.float32
+    assert models.choose_precision(NARROW) == models.choose_precision(WIDE) == chosen
+    assert models.choose_precision(WIDE, 'float32') == 'float32'
+    assert models.PRECISIONS[chosen] == {dict(bfloat16='bf16', float16='fp16')[chosen]: True}
+
+
+@pytest.mark.parametrize('instructions, wide', [
+    ({}, 'float32'), (dict(avx512_bf16=True), 'bfloat16'), (dict(amx_bf16=True), 'bfloat16')])
+def test_a_cpu_computes_wide_models_in_bfloat16_where_it_can(instructions, wide, monkeypatch):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: instructions)
+    assert models.choose_precision(WIDE, device='cpu') == wide
+    assert models.choose_precision(NARROW, device='cpu') == 'float32'
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'half', ''])
+def test_a_precision_that_there_is_not_is_refused(dtype):
+    with pytest.raises(InputError, match=f'dtype {dtype!r} is unknown|float16 on a CPU'):
+        models.choose_precision(WIDE, dtype, 'cpu')
+
+
+def test_a_model_is_read_in_the_precision_that_is_named():
+    assert models.load_lm('toy-student')[0].dtype == torch.float32
+    assert models.load_lm('toy-student', dtype='bfloat16')[0].dtype == torch.bfloat16
+
+
+def test_a_training_in_bfloat16_goes_on_in_it_and_is_another_one(tmp_path):
+    costs = {}
+    for dtype in 'float32', 'bfloat16':
+        config = KDConfig(batch_size=4, dtype=dtype, trainer=dict(logging_steps=1))
+        distill(make('llama', 2), make('llama', 1), tokenizer(), ROWS[:8], tmp_path/dtype,
+                config=config)
+        log = (tmp_path/dtype/'log.jsonl').read_text().splitlines()
+        costs[dtype] = [json.loads(line)['loss'] for line in log]
+        assert models.load_lm(tmp_path/dtype)[0].dtype == torch.float32  # the weights are whole
+    assert costs['bfloat16'] != costs['float32']
+    assert costs['bfloat16'] == pytest.approx(costs['float32'], rel=.02)
+    with pytest.raises(InputError, match='dtype'):
+        distill(make('llama', 2), make('llama', 1), tokenizer(), ROWS[:8], tmp_path/'bfloat16',
+                config=KDConfig(batch_size=4, dtype='float32', trainer=dict(logging_steps=1)))
 
 
 def test_where_rows_cannot_be_packed_it_is_said(monkeypatch, caplog):

@@ -1,0 +1,106 @@
+"""A real pair of the paper's family, start to finish: Qwen2.5-Coder 1.5B teaches 0.5B.
+
+    python tools/made/real_pair.py run --teacher DIR --student DIR       # hours; stop it any time
+    python tools/made/real_pair.py in-domain --teacher DIR --student DIR
+    python tools/made/real_pair.py collect
+
+Both are the Instruct models. COTKD_DATA and COTKD_BBH name the directories of rationales and of
+BIG-Bench-Hard. `run` is the preset `qwen2.5-coder` with fewer rows and a sample of each task, as
+two CPU cores allow. `in-domain` asks every model held-out questions of the tasks it was trained
+on, without examples. Both can be stopped; the same command continues. `collect` writes what the
+study shows to cotkd/results: numbers and 0/1 strings, no text.
+"""
+import argparse
+import os
+from pathlib import Path, PurePath
+
+from cotkd.bbh import Benchmark
+from cotkd.data import load_cot
+from cotkd.evaluate import Asking, Subject, evaluate
+from cotkd.experiment import configure, members, place_of, run
+from cotkd.files import read_json, read_lines, write_json, write_lines
+from cotkd.models import load_lm
+from cotkd.names import trained_from
+from cotkd.prompt import MODES
+from cotkd.records import read_results, results_path
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = dict(rows='1600', dev='.003', epochs='1', limit='15', other_prompt='15',
+                max_new_tokens='320')
+TRAINER = dict(eval_steps=.1, save_steps=.1)
+TASKS = ('gsm8k', 'creak', 'aqua', 'strategyqa')  # of cot_dev.jsonl
+PER_TASK = 100
+ROOM = 200  # tokens of an answer with its rationale
+
+
+def data(name):
+    return Path(os.environ['COTKD_DATA'])/name
+
+
+def experiment(args):
+    return configure('qwen2.5-coder', SETTINGS | dict(
+        teacher=args.teacher, student=args.student, data=str(data('cot_train.jsonl'))))
+
+
+def train_and_ask(args):
+    run(experiment(args), args.out, preset='qwen2.5-coder', trainer=TRAINER)
+
+
+def held_out_questions():
+    "The same for every model: a seeded sample of each task"
+    rows = load_cot(data('cot_dev.jsonl')).shuffle(seed=0)
+    items = {task: [] for task in TASKS}
+    for row in rows:
+        found = items[row['task']]
+        if len(found) < PER_TASK:
+            found.append(dict(input=row['source'], target=row['target']))
+    return Benchmark('cot_dev', 'Held-out questions of the training tasks', items=items)
+
+
+def ask_in_domain(args):
+    benchmark = held_out_questions()
+    for member in members(experiment(args), args.out, seeds=1):
+        place = place_of(member, args.out)
+        if not Path(place).is_dir():
+            print(f'{member.key} is not trained yet')
+            continue
+        model, tokenizer = load_lm(place)
+        subject = Subject(member.arm.name, member.name, start=trained_from(place))
+        for mode in MODES:
+            asking = Asking(mode=mode, max_new_tokens=ROOM if mode == 'cot' else None)
+            evaluate(model, tokenizer, benchmark, subject, asking, out=Path(args.out)/'in_domain')
+
+
+def collect(args):
+    "Names of models without their places"
+    out, to = Path(args.out), ROOT/'cotkd/results'
+    for name, place in dict(bbh=out, in_domain=out/'in_domain', last=out/'last').items():
+        if results_path(place).exists():
+            rows = [row | dict(model=PurePath(row['model']).name) for row in read_results(place)]
+            write_lines(to/f'real_pair_{name}.jsonl', rows)
+    config = read_json(out/'config.json')
+    config['settings'] |= {key: PurePath(config['settings'][key]).name
+                           for key in ('teacher', 'student', 'data')}
+    del config['command']
+    logs = {path.parent.name: read_lines(path) for path in sorted(out.glob('models/*/log.jsonl'))}
+    write_json(to/'real_pair.json', config | dict(logs=logs))
+
+
+STEPS = {'run': train_and_ask, 'in-domain': ask_in_domain, 'collect': collect}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('step', choices=STEPS)
+    parser.add_argument('--teacher', help='directory of Qwen2.5-Coder-1.5B-Instruct')
+    parser.add_argument('--student', help='directory of Qwen2.5-Coder-0.5B-Instruct')
+    parser.add_argument('--out', default='runs/real_pair', help='run directory')
+    args = parser.parse_args()
+    if args.step != 'collect' and not (args.teacher and args.student):
+        parser.error(f'{args.step} needs --teacher and --student')
+    STEPS[args.step](args)
+
+
+if __name__ == '__main__':
+    main()
