@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'FOR_EACH', 'NUMBERS', 'load_config', 'load_tokenizer', 'check_finite', 'default_device',
-           'choose_precision', 'load_lm', 'keep_layers', 'skeleton', 'layer_stack', 'skipping', 'drop_layers',
-           'processes', 'alone', 'parameter_table', 'align_vocab', 'context_length', 'limits_of', 'Head', 'read_head',
-           'body_of', 'check_head', 'packs', 'Sizes', 'is_mixture', 'count_parameters', 'state_identity']
+           'choose_precision', 'load_lm', 'qwen2_names', 'keep_layers', 'skeleton', 'layer_stack', 'skipping',
+           'drop_layers', 'processes', 'alone', 'parameter_table', 'align_vocab', 'context_length', 'limits_of', 'Head',
+           'read_head', 'body_of', 'check_head', 'packs', 'Sizes', 'is_mixture', 'count_parameters', 'state_identity']
 
 # %% ../nbs/06_models.ipynb #5beb8a31
 import copy
@@ -25,30 +25,38 @@ from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from .files import InputError, only_one, without_leftovers
-from .names import adapter_base, check_files, hub_answers, no_model, parse_name
+from .files import InputError, only_one, read_json, without_leftovers
+from .names import adapter_base, check_files, first_qwen, hub_answers, no_model, parse_name
 from .prompt import Limits, check_fast
 
 # %% ../nbs/06_models.ipynb #308e2f9a
 def _find(load, name, path, what, **settings):
     "What transformers loads from a path; InputError says what was expected there"
-    if Path(path).is_dir():
-        check_files(path)
-    else:
-        settings['local_files_only'] = not hub_answers()
     try:
+        old = first_qwen(path)
+        if old:
+            _check_plain(name, old)
+            load, path = _FIRST_QWEN[what], _snapshot(path, what)
+        if Path(path).is_dir():
+            check_files(path)
+        else:
+            settings['local_files_only'] = not hub_answers()
         return load(path, **settings)
+    except InputError:
+        raise
     except Exception as error:  # which one depends on the file that is broken
         raise InputError(no_model(name, what, error)) from error
 
-
+# %% ../nbs/06_models.ipynb #5a7e367e
 def load_config(
     name: str,  # as for `load_lm`
     trust_remote_code: bool = False,  # as for `load_lm`
 ):  # the config of the whole model, whatever layers are named
     "Read a model's config without the model; raises InputError where there is none"
     path = parse_name(name).path
-    path = adapter_base(path) or path
+    base = adapter_base(path)
+    if base:
+        return load_config(base, trust_remote_code)
     return _find(AutoConfig.from_pretrained, name, path, 'config',
                  trust_remote_code=trust_remote_code)
 
@@ -93,6 +101,7 @@ def _load_weights(name, path, **settings):
             f'{name!r} lacks {len(missing)} weights of a {type(model).__name__}, first '
             f'{", ".join(missing[:3])}: expected a whole checkpoint, under the names that '
             'save_pretrained gives; save or download it again')
+    model.name_or_path = str(path)  # which adapters will name as their base
     return model
 
 # %% ../nbs/06_models.ipynb #84da6037
@@ -106,8 +115,6 @@ def _load_adapted(name, path, base, **settings):
 # %% ../nbs/06_models.ipynb #8402ff3f
 PRECISIONS = {  # name -> what `TrainingArguments` calls it
     'float32': {}, 'bfloat16': dict(bf16=True), 'float16': dict(fp16=True)}
-_BFLOAT16 = ('avx512_bf16', 'amx_bf16', 'sve_bf16')  # instructions of a processor
-_WIDE = 512  # hidden size from which they pay
 
 
 def default_device() -> str:
@@ -115,6 +122,20 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return 'cpu'
+
+# %% ../nbs/06_models.ipynb #9b73ab3b
+_BFLOAT16 = ('avx512_bf16', 'amx_bf16', 'sve_bf16')  # instructions of a processor
+_WIDE = 512  # hidden size from which they pay
+
+
+def _fast_precision(config, device):
+    if device != 'cpu':
+        # V100 and T4 only imitate bfloat16, slowly
+        return 'bfloat16' if torch.cuda.is_bf16_supported(False) else 'float16'
+    processor = torch.cpu.get_capabilities()
+    able = any(processor.get(instruction) for instruction in _BFLOAT16)
+    wide = config.get_text_config().hidden_size >= _WIDE
+    return 'bfloat16' if able and wide else 'float32'
 
 
 def choose_precision(
@@ -132,16 +153,6 @@ def choose_precision(
         raise InputError('dtype float16 on a CPU: it has no fast products in it, and its gradients '
                          'underflow; take auto, bfloat16 or float32')
     return dtype
-
-
-def _fast_precision(config, device):
-    if device != 'cpu':
-        # V100 and T4 only imitate bfloat16, slowly
-        return 'bfloat16' if torch.cuda.is_bf16_supported(False) else 'float16'
-    processor = torch.cpu.get_capabilities()
-    able = any(processor.get(instruction) for instruction in _BFLOAT16)
-    wide = config.get_text_config().hidden_size >= _WIDE
-    return 'bfloat16' if able and wide else 'float32'
 
 # %% ../nbs/06_models.ipynb #90b273dc
 def load_lm(
@@ -168,6 +179,120 @@ def load_lm(
     if found.layers:
         model = drop_layers(model, found.layers)
     return model.to(device).eval(), tokenizer
+
+# %% ../nbs/06_models.ipynb #2644b4ef
+import base64
+
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers.convert_slow_tokenizer import TikTokenConverter
+
+# %% ../nbs/06_models.ipynb #ea536e8a
+_QWEN2_NAMES = {  # part of a weight's name in first-generation Qwen -> in Qwen2
+    'transformer.wte.': 'model.embed_tokens.', 'transformer.ln_f.': 'model.norm.',
+    'transformer.h.': 'model.layers.',
+    '.ln_1.': '.input_layernorm.', '.ln_2.': '.post_attention_layernorm.',
+    '.attn.c_attn.': '.self_attn.qkv_proj.', '.attn.c_proj.': '.self_attn.o_proj.',
+    '.mlp.w1.': '.mlp.up_proj.', '.mlp.w2.': '.mlp.gate_proj.', '.mlp.c_proj.': '.mlp.down_proj.'}
+
+
+def qwen2_names(
+    name: str,  # of a weight in first-generation Qwen
+) -> list:  # three for queries, keys and values, which lie in one matrix there
+    "What Qwen2 calls a weight"
+    for old, new in _QWEN2_NAMES.items():
+        name = name.replace(old, new)
+    return [name.replace('qkv', x) for x in 'qkv'] if '.qkv_proj.' in name else [name]
+
+
+def _qwen2_weights(directory, dtype):
+    weights = {}
+    for shard in sorted(directory.glob('*.safetensors')):
+        with safe_open(shard, 'pt') as file:
+            for name in file.keys():
+                names = qwen2_names(name)
+                weight = file.get_tensor(name).to(dtype)  # one at a time: no second copy of all
+                weights |= zip(names, weight.chunk(len(names)))
+    return weights
+
+# %% ../nbs/06_models.ipynb #c30947fe
+def _check_plain(name, directory):
+    config = read_json(directory/'config.json')
+    found = [x for x in ('quantization_config', 'visual', 'audio') if config.get(x)]
+    if found:
+        raise InputError(f'{name!r} has {found[0]} in its config: expected a Qwen that reads text, '
+                         'in full precision, such as Qwen/Qwen-7B or Qwen/Qwen-7B-Chat')
+
+
+def _generation_settings(directory):
+    file = directory/'generation_config.json'
+    return read_json(file) if file.is_file() else {}
+
+
+def _qwen_config(directory, **_):
+    old = read_json(directory/'config.json')
+    same = ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads')
+    return Qwen2Config(
+        **{name: old[name] for name in same},
+        num_key_value_heads=old['num_attention_heads'],
+        intermediate_size=old['intermediate_size'] // 2,  # it counted gate and up together
+        max_position_embeddings=old['seq_length'],
+        rms_norm_eps=old['layer_norm_epsilon'],
+        rope_parameters=dict(rope_type='default', rope_theta=old['rotary_emb_base']),
+        tie_word_embeddings=False,
+        eos_token_id=_generation_settings(directory).get('eos_token_id'))
+
+# %% ../nbs/06_models.ipynb #00f842ed
+_QWEN_SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>',
+                 *(f'<|extra_{i}|>' for i in range(205))]
+_CHATML = """{% if messages[0]['role'] != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+class _Ranks(TikTokenConverter):
+    @staticmethod
+    def load_tiktoken_bpe(path):
+        "As there, without the package tiktoken"
+        lines = map(bytes.split, path.read_bytes().splitlines())
+        return {base64.b64decode(token): int(rank) for token, rank in lines}
+
+
+def _qwen_tokenizer(directory, **_):
+    vocab, merges = _Ranks().extract_vocab_merges_from_model(directory/'qwen.tiktoken')
+    tokenizer = Qwen2Tokenizer(vocab, merges, name_or_path=str(directory))
+    tokenizer.add_tokens(_QWEN_SPECIAL, special_tokens=True)
+    if _generation_settings(directory).get('chat_format') == 'chatml':
+        tokenizer.chat_template = _CHATML
+        tokenizer.eos_token = '<|im_end|>'
+    return tokenizer
+
+# %% ../nbs/06_models.ipynb #ca263086
+def _qwen_model(directory, dtype, **settings):
+    model, info = Qwen2ForCausalLM.from_pretrained(
+        None, config=_qwen_config(directory), state_dict=_qwen2_weights(directory, dtype),
+        dtype=dtype, **settings)
+    more = sorted(info['unexpected_keys'])
+    if more:
+        raise InputError(f'{directory} holds weights that Qwen2 has no place for, first {more[0]}: '
+                         'expected a Qwen of the first generation, as it was published')
+    return model, info
+
+
+_FIRST_QWEN = dict(config=_qwen_config, tokenizer=_qwen_tokenizer, model=_qwen_model)
+
+
+def _snapshot(path, what):
+    "A directory, with all that is needed of a model on the hub"
+    if Path(path).is_dir():
+        return Path(path)
+    files = ['*.json', '*.tiktoken', *['*.safetensors'] * (what == 'model')]
+    return Path(snapshot_download(path, allow_patterns=files,
+                                  local_files_only=not hub_answers()))
 
 # %% ../nbs/06_models.ipynb #8fd48a27
 FOR_EACH = ('layer_types', 'no_rope_layers', 'mlp_layer_types', 'layers_block_type')  # a value each

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'ADAPTER_CONFIG', 'ModelName', 'parse_name', 'check_files', 'adapter_base', 'model_identity',
-           'trained_from', 'hub_answers', 'no_model']
+           'trained_from', 'hub_answers', 'first_qwen', 'no_model']
 
 # %% ../nbs/05_names.ipynb #20bd6067
 import json
@@ -131,9 +131,30 @@ def hub_answers() -> bool:
         return False
     return True
 
+# %% ../nbs/05_names.ipynb #899575d9
+def _config_file(path):
+    if Path(path).is_dir():
+        return Path(path)/'config.json'
+    from huggingface_hub import hf_hub_download  # only here: it takes a second
+    return Path(hf_hub_download(path, 'config.json', local_files_only=not hub_answers()))
+
+
+def first_qwen(
+    path: str,  # directory, or id on the hub
+) -> Path | None:  # where the config lies; of an id on the hub: the folder of its commit
+    "Is it a Qwen of the first generation, such as Qwen-7B? None for every other model"
+    try:
+        file = _config_file(path)
+        return file.parent if read_json(file).get('model_type') == 'qwen' else None
+    except Exception:  # no such model; whoever loads it next says so better
+        return None
+
 # %% ../nbs/05_names.ipynb #706e37a4
 def _hub_commit(name, path, trust_remote_code):
     from transformers import AutoConfig  # only here: it takes seconds
+    qwen = first_qwen(path)
+    if qwen:
+        return qwen.name
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code,
                                             local_files_only=not hub_answers())
