@@ -93,7 +93,7 @@ def check_fast(
         raise InputError(
             f'the tokenizer of {name!r} is a {type(tokenizer).__name__}, which exists in Python '
             'only: expected a fast one, which says where in a text its tokens stand. Take a model '
-            'whose directory has a tokenizer.json (for first-generation Qwen: Qwen1.5)')
+            'whose directory has a tokenizer.json')
 
 
 def check_end(

@@ -3,6 +3,7 @@ import json
 from itertools import islice
 
 import torch
+from qwen import ranks_of, trained_bpe, write_qwen
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaTokenizer
 
@@ -63,10 +64,20 @@ def llama_pair(name, experiment, folder, cot_data):
     return places
 
 
+def qwen_pair(folder, cot_data):
+    "As the hub has them"
+    ranks = ranks_of(trained_bpe(some_texts(cot_data))[0])
+    return {role: str(write_qwen(folder/role, ranks, seed=i, seq_length=CONTEXTS['paper-qwen'],
+                                 num_hidden_layers=2 - i))
+            for i, role in enumerate(('teacher', 'student'))}
+
+
 def make_pair(
     name,  # preset of the paper
     experiment,
     folder,  # where the models go
     cot_data,  # directory of rationales
 ):  # {role: place}
+    if name == 'paper-qwen':
+        return qwen_pair(folder, cot_data)
     return llama_pair(name, experiment, folder, cot_data)
