@@ -5,18 +5,28 @@ import subprocess
 import sys
 import time
 
+import launchers
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from families import StopAtSave
 from processes import finish
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from training import losses, make_trainer, toy_rows, toy_student, toy_teacher
+from training import TINY, losses, make_trainer, tiny, toy_rows, toy_student, toy_teacher
+from transformers import LlamaConfig, PreTrainedTokenizerFast, TrainerCallback
 
+from cotkd import experiment
 from cotkd.cache import TeacherCache, write_cache
 from cotkd.cli import main
-from cotkd.files import read_json
+from cotkd.distill import distill
+from cotkd.files import read_json, read_lines
 from cotkd.losses import fused_loss
 from cotkd.models import load_lm
 from cotkd.prompt import KDCollator, encode
@@ -132,6 +142,73 @@ def test_shards_give_the_same_losses(cache):
     finish(train_in_shards, cache, processes=2)
 
 
+# --- the whole training as `accelerate launch` shards it
+
+SMALL = KDConfig(batch_size=ROWS_OF_UPDATE, micro_tokens=250,
+                 trainer=dict(logging_steps=1, save_steps=2))
+
+
+def take_for_gpus():
+    "`accelerate` shards on GPUs only: let it take these processes for some"
+    begin = AcceleratorState.__init__
+
+    def begin_on_gpus(self, *args, **kwargs):
+        if not AcceleratorState._shared_state:
+            PartialState._shared_state['distributed_type'] = DistributedType.MULTI_GPU
+        begin(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = begin_on_gpus
+
+
+class Gathered(TrainerCallback):
+    "The student's weights after the last update, gathered from all processes"
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        student = model.student
+        assert all(isinstance(p, DTensor) for p in student.parameters())
+        self.weights = get_model_state_dict(student, options=StateDictOptions(full_state_dict=True))
+
+
+def distil_in_shards(told, out):
+    "Stopped at a checkpoint and continued; what is saved is whole"
+    os.environ.update(told)
+    take_for_gpus()
+    teacher, tokenizer = load_lm('toy-teacher')
+    with pytest.raises(KeyboardInterrupt):
+        distill(toy_student(), teacher, tokenizer, toy_rows(), out, config=SMALL,
+                callbacks=[StopAtSave(2)])
+    dist.barrier()
+    seen = Gathered()
+    distill(toy_student(), teacher, tokenizer, toy_rows(), out, config=SMALL, callbacks=[seen])
+    saved = load_lm(out)[0].state_dict()
+    assert saved.keys() == seen.weights.keys()
+    assert all(torch.equal(saved[name], x) for name, x in seen.weights.items())
+
+
+def log_of(out):
+    return [line['loss'] for line in read_lines(out/'log.jsonl')]
+
+
+def apart(a, b):
+    "Distance of two models' weights"
+    left, right = a.state_dict(), b.state_dict()
+    return sum((left[name] - right[name]).square().sum() for name in left).sqrt().item()
+
+
+def test_fsdp2_trains_goes_on_and_saves_a_whole_student(tmp_path):
+    "With the settings that `cotkd launch-config` writes; the student's head is its embedding"
+    assert toy_student().config.tie_word_embeddings
+    main(['launch-config', 'fsdp2', '--processes', '2', '--out', str(tmp_path/'fsdp2.yaml')])
+    told = launchers.environment(['--config_file', str(tmp_path/'fsdp2.yaml'), 'cotkd'])
+    finish(distil_in_shards, told, tmp_path/'two', processes=2)
+    teacher, tokenizer = load_lm('toy-teacher')
+    distill(toy_student(), teacher, tokenizer, toy_rows(), tmp_path/'one', config=SMALL)
+    one, two = log_of(tmp_path/'one'), log_of(tmp_path/'two')
+    assert len(one) == 5 and two == pytest.approx(one, rel=1e-4)
+    students = [load_lm(tmp_path/name)[0] for name in ('one', 'two')]
+    assert apart(*students) < .01 * apart(students[0], toy_student())
+
+
 # --- the command line
 
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
@@ -173,3 +250,70 @@ def test_a_worker_that_dies_takes_the_others_down(tmp_path):
         for process in (*parent.children(recursive=True), parent) if parent.is_running() else ():
             process.kill()
     assert 'Signal 9 (SIGKILL)' in (tmp_path/'said').read_text()
+
+
+# --- a preset, as `accelerate launch` starts it
+
+def llama_tokenizer(texts):
+    "As Llama's: a beginning, words that carry the space before them, bytes for what is not known"
+    backend = Tokenizer(models.BPE(unk_token='<unk>', byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(),
+                                         decoders.Fuse(), decoders.Strip(' ', 1)])
+    backend.post_processor = processors.TemplateProcessing(
+        single='<s> $A', special_tokens=[('<s>', 1)])
+    backend.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=['<unk>', '<s>', '</s>'], show_progress=False))
+    state = json.loads(backend.to_str())
+    state['model']['vocab'] |= {f'<0x{i:02X}>': 1500 + i for i in range(256)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+                                   bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+
+
+@pytest.fixture
+def tiny_llamas(cot_data, bbh_dir, tmp_path):
+    "Settings of a run with a random teacher and a random student, which have one tokenizer"
+    rows = cot_data/'cot_mini.jsonl'
+    prompts = [path.read_text() for path in (bbh_dir/'cot-prompts').glob('*.txt')]
+    tokenizer = llama_tokenizer([rows.read_text(), *prompts])
+    shape = dict(TINY, hidden_size=32, num_hidden_layers=2, max_position_embeddings=4096,
+                 vocab_size=len(tokenizer), initializer_range=.2)
+    settings = dict(data=rows)
+    for seed, role in enumerate(('teacher', 'student')):
+        settings[role] = tmp_path/role
+        tiny(LlamaConfig(**shape), seed).save_pretrained(tmp_path/role)
+        tokenizer.save_pretrained(tmp_path/role)
+    return settings
+
+
+QUICK = dict(arms='kd_cot', rows=24, dev=.02, epochs=1, kd_cot_lr=1e-3, limit=1, max_new_tokens=8)
+
+
+def test_a_preset_in_two_processes_gives_the_results_of_one(tiny_llamas, tmp_path, monkeypatch):
+    "27 tasks, three examples; only the identity of what was trained differs"
+    monkeypatch.chdir(tmp_path)
+    settings = [f'{name}={x}' for name, x in (tiny_llamas | QUICK).items()]
+    run = ['run', 'paper-tinyllama', '--set', *settings, '--out']
+    main(['launch-config', 'ddp', '--processes', '2', '--out', 'ddp.yaml'])
+    launch = ['accelerate', 'launch', '--config_file', 'ddp.yaml', '--no_python', 'cotkd']
+    done = subprocess.run([*launch, *run, 'two'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'table, figure and answers side by side' in done.stdout
+    monkeypatch.setattr(experiment, 'draw', lambda *args: None)
+    main([*run, 'one'])
+    one, two = (read_lines(tmp_path/f'{name}/results.jsonl') for name in ('one', 'two'))
+    assert {row['arm'] for row in one} == {'teacher', 'student', 'kd_cot'}
+    assert {row['shots'] for row in one} == {3} and len({row['task'] for row in one}) == 27
+    assert sum(row['n'] for row in one) == len(one)
+    for a, b in zip(one, two, strict=True):
+        if a['arm'] == 'kd_cot':  # trained, in another order of additions
+            assert len({a.pop('weights'), b.pop('weights'), a['start']}) == 3
+        assert a == b
+    for arm in ('teacher', 'student'):
+        answers = [*(tmp_path/'one/predictions'/arm).rglob('*.jsonl')]
+        assert len(answers) == sum(row['arm'] == arm for row in one)
+        for path in answers:
+            other = tmp_path/'two'/path.relative_to(tmp_path/'one')
+            assert path.read_bytes() == other.read_bytes(), path
+    students = [load_lm(tmp_path/f'{name}/models/kd_cot-0')[0] for name in ('one', 'two')]
+    assert apart(*students) < 1e-3 * apart(students[0], load_lm(tiny_llamas['student'])[0])
