@@ -139,21 +139,36 @@ def _add_preset(parser):
 
 # %% ../nbs/22_cli.ipynb #dc42dd18
 def _plan(args):
-    from cotkd.experiment import describe_preset
     from cotkd.plan import gpu_here, plan
     choice = read_choice(args)
     experiment = choice.experiment()
+    gpu = args.gpu or gpu_here(choice.preset)
+    if gpu and not (args.gpu or _has_gpu()):
+        print(f'There is no GPU here: this is for the {gpu} of the paper; name another with --gpu.')
+    cost = plan(experiment, gpu, seeds=getattr(args, 'seeds', None) or 1)
+    print(cost, _settings_table(choice, experiment).to_string(), sep='\n\n')
+
+
+def _has_gpu():
+    import torch
+    return torch.cuda.is_available()
+
+
+def _settings_table(choice, experiment):
+    "Each setting, and where it comes from"
+    from cotkd.experiment import PRESETS, describe_preset
+    if choice.preset not in PRESETS:
+        return describe_preset('toy').assign(**{'value': vars(experiment), 'from': choice.preset})
     table = describe_preset(choice.preset).assign(value=vars(experiment))
     table.loc[table.index.isin(choice.changed), 'from'] = '--set'
-    gpu = args.gpu or gpu_here(choice.preset)
-    print(table.to_string(), plan(experiment, gpu), sep='\n\n')
+    return table
 
 # %% ../nbs/22_cli.ipynb #b7f2bfbe
 def _add_run(parser):
     _add_preset(parser)
     add_option(parser, '--out', 'run directory (default: runs/PRESET)')
     add_option(parser, '--bbh', 'directory of BIG-Bench-Hard, or "hub" (default: COTKD_BBH; '
-               'without it, held-out toy questions)')
+               'without it the hub, for toy its own held-out questions)')
     add_option(parser, '--seeds', 'training runs of each arm (default: 1)', type=int)
     add_option(parser, '--dry-run', 'say what it will cost, and stop', action='store_true')
 
@@ -380,7 +395,8 @@ def _add_eval(parser):
     from cotkd.experiment import FROM_PAPER
     from cotkd.evaluate import Asking
     add_option(parser, '--model', 'hub id, directory, or an embedded model', required=True)
-    add_option(parser, '--bbh', 'directory of BIG-Bench-Hard, or "hub" (default: COTKD_BBH)')
+    add_option(parser, '--bbh', 'directory of BIG-Bench-Hard, or "hub" (default: COTKD_BBH, '
+               'otherwise the hub)')
     add_option(parser, '--tasks', 'all, nlp, algorithmic, or names separated by commas',
                default='all')
     add_option(parser, '--out', 'run directory', required=True)
@@ -678,6 +694,9 @@ def main(argv=None):
         print(file=sys.stderr)
         _say(f'stopped; this continues: {_how_to_go_on(args)}')
         return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         trouble = _disk_trouble(error)
         if trouble is None:

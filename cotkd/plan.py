@@ -38,7 +38,8 @@ from .data import HUB_FILE, HUB_ID
 from .distill import training_bytes
 from .evaluate import Asking
 from .experiment import (HELD_OUT, PRESETS, Experiment, askings, check_settings,
-                              choose_benchmark, members, reads_often, training_rows)
+                              choose_benchmark, members, reads_often, training_rows,
+                              variants_of)
 from .files import InputError
 from .generate import CACHE_BYTES, WORTHWHILE
 from .losses import CHUNK_BYTES
@@ -693,7 +694,10 @@ def disk_table(
     config = find_config(experiment.student, experiment.trust_remote_code)
     size = skeleton(config).num_parameters()
     found['student in training, two checkpoints'] = training_bytes(size, experiment.lora_rank)
-    found['other students'] = 4 * size * (seeds * len(lengths) - 1)  # float32
+    others = seeds * len(lengths) - 1
+    if 'last' in variants_of(experiment):
+        others += seeds * len(lengths)  # as if none were the best one
+    found['other students'] = 4 * size * others  # float32
     found = pd.Series({name: x for name, x in found.items() if x})
     return pd.concat([found, pd.Series({'sum': found.sum()})])
 
@@ -753,6 +757,13 @@ def training_steps(work: Workload) -> dict:  # what is done -> hours, GB
     return found | trainings
 
 # %% ../nbs/21_plan.ipynb #4c4ddf1d
+def _all_askings(experiment, arm):
+    "As if the student of the last update were never the best one"
+    for variant in variants_of(experiment):
+        if arm.trained or variant != 'last':
+            yield from askings(experiment, arm, variant)
+
+
 def asking_steps(
     experiment: Experiment,
     card: Card | None,  # None: this CPU
@@ -765,7 +776,7 @@ def asking_steps(
     for member in members(experiment, '', 1):
         arm, writer = member.arm, writers.get(member.arm.name, writers['student'])
         time = size = count = 0
-        for asking in askings(experiment, arm):
+        for asking in _all_askings(experiment, arm):
             questions = find_questions(experiment, asking)
             count += sum(questions.counts)
             size = max(size, asking_bytes(writer, questions, asking, bool(card)))

@@ -134,6 +134,15 @@ def _no_split_modules(self: Distiller):
 
 
 @patch
+def tie_weights(
+    self: Distiller,
+    **settings,  # of `transformers`
+):
+    "accelerate asks for it after it has loaded weights in shards"
+    self.student.tie_weights(**settings)
+
+
+@patch
 def activation_checkpointing_enable(
     self: Distiller,
     **settings,  # of `transformers`
@@ -394,7 +403,7 @@ def check_trainer(
 ):
     "Raise InputError for a setting that does not fit, or a head that is more than one matrix"
     check_rows(rows, dev, args)
-    if args.deepspeed:
+    if args.deepspeed or args.deepspeed_plugin:  # by `accelerate launch`
         raise InputError('DeepSpeed cuts an update in its own way, which micro-batches of unequal '
                          'number do not fit: use DDP or FSDP2')
     if args.gradient_accumulation_steps != 1:
