@@ -388,7 +388,8 @@ def print_scores(
         print(f'{name:50} {value:5.1f}%' + (more if defective else ''))
 
 # %% ../nbs/22_cli.ipynb #9e2660b0
-_ASKING = ('mode', 'shots', 'scorer', 'chat', 'limit', 'context', 'skip_long', 'batch_size', 'max_new_tokens')
+_ASKING = ('mode', 'shots', 'scorer', 'chat', 'limit', 'context', 'skip_long', 'batch_size',
+           'max_new_tokens')
 
 
 def _add_eval(parser):

@@ -145,12 +145,15 @@ def variants_of(experiment: Experiment) -> list:
         if name not in VARIANTS:
             raise InputError(f'setting also={experiment.also!r}: {name!r} is unknown; choose from '
                              f'{", ".join(VARIANTS)}')
-    if 'greedy' in found and not experiment.sampling_temperature:
-        raise InputError('setting also=greedy: with sampling_temperature=0 all answers are greedy; '
-                         'leave it out')
-    if 'last' in found and not experiment.dev:
-        raise InputError('setting also=last: with dev=0 the students of the last update are the '
-                         'ones that are kept; leave it out, or hold rows out with dev')
+    same = {'greedy': 'with sampling_temperature=0 all answers are greedy'
+                      if not experiment.sampling_temperature else '',
+            'last': 'with dev=0 the students of the last update are the ones that are kept'
+                    if not experiment.dev else ''}
+    for name in found:
+        if same[name]:
+            others = ','.join(other for other in found if not same[other])
+            raise InputError(f'setting also={experiment.also}: {same[name]}, so that {name} would '
+                             f'be the same results again; say also={others}')
     return ['', *found]
 
 # %% ../nbs/20_experiment.ipynb #5aedfd7c

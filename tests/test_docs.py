@@ -28,9 +28,9 @@ CHAPTERS = sorted((ROOT/'nbs').glob('*.ipynb'))
 STUDIES = sorted((ROOT/'nbs/studies').glob('*.ipynb'))
 NOTEBOOKS = {re.sub(r'^\d\d_', '', path.stem): path for path in [*CHAPTERS, *STUDIES]}
 MODULES = [name for name in NOTEBOOKS if (ROOT/f'cotkd/{name}.py').exists()]
-PAGES = [*NOTEBOOKS, 'cluster']
+PAGES = [*NOTEBOOKS, 'cluster', 'tonight']
 MARKDOWN = [ROOT/name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'nbs/cluster.md',
-                                   'cotkd/results/README.md')]
+                                   'nbs/tonight.md', 'cotkd/results/README.md')]
 DOCUMENTS = [*MARKDOWN, *(path for name, path in NOTEBOOKS.items() if name != 'index')]
 NOT_SHOWN = re.compile(r'^#\|\s*(hide\b|hide_output|output: false|include: false)', re.M)
 
@@ -217,7 +217,7 @@ def commands(path):
     lines += re.findall(inline, without_blocks(text))
     parts = [part for line in lines for part in line.split('&&')]
     words = [shlex.split(part, comments=True) for part in parts]
-    return [found for found in words if 'cotkd' in found]
+    return [found for found in words if 'cotkd' in found and found[0] != 'cd']
 
 
 PRINTED = sorted({(path.name, shlex.join(c)) for path in DOCUMENTS for c in commands(path)})

@@ -447,7 +447,7 @@ def test_what_does_not_fit_is_named():
     text = str(plan(PRESETS['paper-llama2-7b'], 'A100-40GB'))
     assert '--set lora_rank' not in text  # it has adapters
     # a single pass over the rows keeps no cache: it is what one could add
-    once = replace(PRESETS['qwen2.5'], epochs=1., dev=0.)
+    once = replace(PRESETS['qwen2.5'], epochs=1., dev=0., also='')
     assert 'cotkd cache' in str(plan(once, 'L4'))
 
 
