@@ -148,7 +148,7 @@ def _plan(args):
     cost = plan(experiment, gpu, seeds=getattr(args, 'seeds', None) or 1)
     print(cost, _settings_table(choice, experiment).to_string(), sep='\n\n')
 
-
+# %% ../nbs/22_cli.ipynb #6c86d850
 def _has_gpu():
     import torch
     return torch.cuda.is_available()
@@ -676,16 +676,9 @@ def _disk_trouble(error):
     full = os.strerror(errno.ENOSPC)  # wrapped by libraries in errors of their own
     return full if full in str(error) or 'PytorchStreamWriter' in str(error) else None
 
-# %% ../nbs/22_cli.ipynb #e0aa03d0
-def main(argv=None):
-    "Entry point: exit code 2 and one line for a mistake in the input, 130 when stopped by hand"
-    for stream in sys.stdout, sys.stderr:
-        make_tolerant(stream)
-    argv = sys.argv[1:] if argv is None else argv
-    top = parser()
-    args, rest = top.parse_known_args(argv)
-    _take_rest(top, args, rest)
-    args.command = shlex.join(['cotkd', *argv])
+# %% ../nbs/22_cli.ipynb #ec30a085
+def _carry_out(args):
+    "What was asked for; -> the exit code"
     try:
         args.function(args)
     except InputError as error:
@@ -705,3 +698,15 @@ def main(argv=None):
         _say(f'{trouble}: make room, or choose another place; then this continues: '
              f'{_how_to_go_on(args)}')
         return 2
+
+# %% ../nbs/22_cli.ipynb #e0aa03d0
+def main(argv=None):
+    "Entry point: exit code 2 and one line for a mistake in the input, 130 when stopped by hand"
+    for stream in sys.stdout, sys.stderr:
+        make_tolerant(stream)
+    argv = sys.argv[1:] if argv is None else argv
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    _take_rest(top, args, rest)
+    args.command = shlex.join(['cotkd', *argv])
+    return _carry_out(args)
