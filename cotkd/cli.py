@@ -407,6 +407,8 @@ def _add_eval(parser):
     add_option(parser, '--sampling-temperature --temperature', docments(Asking)['temperature'],
                type=float, default=Asking.temperature, metavar='TEMPERATURE')
     add_fields(parser, Asking, _ASKING, shots=FROM_PAPER['shots'])
+    add_option(parser, '--tokenizer', 'ask through the tokenizer of this model, such as the chat '
+               'teacher of a base student, which has no chat template')
     _add_loading(parser)
 
 # %% ../nbs/22_cli.ipynb #3f37a4ae
@@ -430,6 +432,17 @@ def check_mixture(
             raise InputError(f'{out} holds results for {mine} of another kind: model '
                              f'{row["model"]!r}, {other}. Choose another --out or --arm')
 
+# %% ../nbs/22_cli.ipynb #0f1f5909
+def _lent_tokenizer(args):
+    "That of another model with the same vocabulary, if one is named"
+    if not args.tokenizer:
+        return None
+    from cotkd.models import align_vocab, load_tokenizer
+    remote = args.trust_remote_code
+    lent = load_tokenizer(args.tokenizer, remote)
+    align_vocab(lent, load_tokenizer(args.model, remote))
+    return lent
+
 # %% ../nbs/22_cli.ipynb #2efef4d5
 def _eval(args):
     from cotkd.bbh import bbh_benchmark
@@ -442,11 +455,12 @@ def _eval(args):
     check_asking(benchmark, asking)
     check_mixture(args.out, benchmark, subject, asking)
     from cotkd.models import load_lm  # not above: what can be said without it was said by now
+    lent = _lent_tokenizer(args)
     model, tokenizer = load_lm(args.model, **_loading(args))
     if subject.start and args.arm == 'student' and _is_first():
         _say(f'{args.model} was trained here; its results go under the arm of the base student, '
              'unless --arm names another')
-    results = evaluate(model, tokenizer, benchmark, subject, asking, out=args.out)
+    results = evaluate(model, lent or tokenizer, benchmark, subject, asking, out=args.out)
     if _is_first():
         print_scores(results, benchmark)
 

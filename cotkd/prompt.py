@@ -66,7 +66,8 @@ def chat_prompt(
     "The prompt as a turn of the user and the beginning of the reply; InputError: no template"
     if not tokenizer.chat_template:
         raise InputError(f'the tokenizer of {tokenizer.name_or_path!r} has no chat template: ask a '
-                         'base model without one (leave out --chat)')
+                         'base model without one (leave out --chat), or through that of a chat '
+                         'model of its family (--tokenizer)')
     question, _, opening = prompt.rpartition('\nA:')
     text = _conversation(tokenizer, [question], add_generation_prompt=True)
     if text.count(THINK) > text.count(THOUGHT):

@@ -6,11 +6,12 @@ from pairs import CONTEXTS, make_pair
 
 from cotkd.arms import find_asked
 from cotkd.bbh import BBH_TASKS
+from cotkd.cli import main
 from cotkd.experiment import PRESETS, run
 from cotkd.files import InputError, read_json
 from cotkd.gains import MACRO, accuracy_table, gains_table
 from cotkd.models import load_lm
-from cotkd.records import fewer_examples, load_results
+from cotkd.records import fewer_examples, load_results, prediction_path
 from cotkd.report import PAPER
 
 
@@ -30,6 +31,8 @@ def test_a_preset_of_the_paper_from_rows_to_report(name, cot_data, bbh_dir, tmp_
     check_examples(results, name)
     check_report(out, results, name)
     check_variants(out)
+    if preset.chat:
+        check_lent_template(out, small, tmp_path/'alone')
     model, tokenizer = load_lm(out/'models/kd_cot-0')
     assert model.config.model_type == ('qwen2' if name == 'paper-qwen' else 'llama')
     assert bool(tokenizer.chat_template) == (name != 'paper-qwen')
@@ -79,6 +82,17 @@ def check_variants(out):
         assert apart == (cost['kl_kept'] != cost['kl_last'])
         ours = set(last.weights[last.arm == arm])
         assert (ours == set(greedy.weights[greedy.arm == arm])) != apart
+
+
+def check_lent_template(out, small, alone):
+    "Arm by arm, a base student without a template answers as in the run"
+    words = ['eval', '--model', small.student, '--chat', '--tasks', 'navigate', '--limit', '1',
+             '--max-new-tokens', '4', '--temperature', '.2', '--out', str(alone)]
+    assert main(words) == 2  # it has no template
+    assert not main([*words, '--tokenizer', small.teacher, '--context', '2048'])
+    found, = load_results(alone).to_dict('records')
+    there = prediction_path(out, found).read_bytes()
+    assert prediction_path(alone, found).read_bytes() == there
 
 
 def test_what_would_be_no_other_result_is_refused(tmp_path):
