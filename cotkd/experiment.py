@@ -170,6 +170,7 @@ def check_settings(experiment: Experiment):
         raise InputError(f'setting dev={experiment.dev}: expected a share from 0 to below 1')
     for arm in choose_arms(experiment.arms):
         askings(experiment, arm)
+    chosen_contrasts(experiment)
     variants_of(experiment)
 
 # %% ../nbs/20_experiment.ipynb #cd5e0d9c

@@ -59,15 +59,19 @@ def _conversation(tokenizer, texts, **kwargs):
                      'says: leave out --chat, or give the tokenizer another template')
 
 # %% ../nbs/03_prompt.ipynb #eeac4d4b
+def _check_template(tokenizer):
+    if not tokenizer.chat_template:
+        raise InputError(f'the tokenizer of {tokenizer.name_or_path!r} has no chat template: ask a '
+                         'base model without one (leave out --chat, or --set chat=false), or '
+                         'through that of a chat model of its family (--tokenizer)')
+
+
 def chat_prompt(
     prompt: str,  # for evaluation, ending in the opening of its answer
     tokenizer,  # with a chat template
 ) -> str:  # ends where the model continues; its special tokens are in it
     "The prompt as a turn of the user and the beginning of the reply; InputError: no template"
-    if not tokenizer.chat_template:
-        raise InputError(f'the tokenizer of {tokenizer.name_or_path!r} has no chat template: ask a '
-                         'base model without one (leave out --chat), or through that of a chat '
-                         'model of its family (--tokenizer)')
+    _check_template(tokenizer)
     question, _, opening = prompt.rpartition('\nA:')
     text = _conversation(tokenizer, [question], add_generation_prompt=True)
     if text.count(THINK) > text.count(THOUGHT):
@@ -78,7 +82,8 @@ def chat_prompt(
 def chat_end(
     tokenizer,  # with a chat template
 ) -> int:
-    "The token that ends a reply: the first special one behind it in the template"
+    "The token that ends a reply: the first special one behind it in the template; InputError"
+    _check_template(tokenizer)
     reply = 'It is done.'
     behind = _conversation(tokenizer, ['Do it.', reply]).rpartition(reply)[2]
     ids = tokenizer(behind, add_special_tokens=False)['input_ids']

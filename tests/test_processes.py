@@ -14,18 +14,20 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from families import StopAtSave
+from pairs import make_pair
 from processes import finish
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from training import TINY, losses, make_trainer, tiny, toy_rows, toy_student, toy_teacher
-from transformers import LlamaConfig, PreTrainedTokenizerFast, TrainerCallback
+from transformers import TrainerCallback
 
 from cotkd import experiment
+from cotkd.bbh import bbh_benchmark
 from cotkd.cache import TeacherCache, write_cache
 from cotkd.cli import main
 from cotkd.distill import distill
+from cotkd.experiment import PRESETS
 from cotkd.files import read_json, read_lines
 from cotkd.losses import fused_loss
 from cotkd.models import load_lm
@@ -254,56 +256,37 @@ def test_a_worker_that_dies_takes_the_others_down(tmp_path):
 
 # --- a preset, as `accelerate launch` starts it
 
-def llama_tokenizer(texts):
-    "As Llama's: a beginning, words that carry the space before them, bytes for what is not known"
-    backend = Tokenizer(models.BPE(unk_token='<unk>', byte_fallback=True))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(),
-                                         decoders.Fuse(), decoders.Strip(' ', 1)])
-    backend.post_processor = processors.TemplateProcessing(
-        single='<s> $A', special_tokens=[('<s>', 1)])
-    backend.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=1500, special_tokens=['<unk>', '<s>', '</s>'], show_progress=False))
-    state = json.loads(backend.to_str())
-    state['model']['vocab'] |= {f'<0x{i:02X}>': 1500 + i for i in range(256)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-                                   bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+QUICK = dict(arms='kd_cot', rows=24, dev=.02, epochs=1, kd_cot_lr=1e-3, limit=1, max_new_tokens=4,
+             also='')
+TASKS = 'navigate,geometric_shapes,snarks'
+FEW_TASKS = f'''
+import sys
+from cotkd import cli, experiment
+from cotkd.bbh import bbh_benchmark
+experiment.bbh_benchmark = lambda source: bbh_benchmark(source, {TASKS!r})
+sys.exit(cli.main(sys.argv[1:]))
+'''
 
 
-@pytest.fixture
-def tiny_llamas(cot_data, bbh_dir, tmp_path):
-    "Settings of a run with a random teacher and a random student, which have one tokenizer"
-    rows = cot_data/'cot_mini.jsonl'
-    prompts = [path.read_text() for path in (bbh_dir/'cot-prompts').glob('*.txt')]
-    tokenizer = llama_tokenizer([rows.read_text(), *prompts])
-    shape = dict(TINY, hidden_size=32, num_hidden_layers=2, max_position_embeddings=4096,
-                 vocab_size=len(tokenizer), initializer_range=.2)
-    settings = dict(data=rows)
-    for seed, role in enumerate(('teacher', 'student')):
-        settings[role] = tmp_path/role
-        tiny(LlamaConfig(**shape), seed).save_pretrained(tmp_path/role)
-        tokenizer.save_pretrained(tmp_path/role)
-    return settings
-
-
-QUICK = dict(arms='kd_cot', rows=24, dev=.02, epochs=1, kd_cot_lr=1e-3, limit=1, max_new_tokens=8)
-
-
-def test_a_preset_in_two_processes_gives_the_results_of_one(tiny_llamas, tmp_path, monkeypatch):
-    "27 tasks, three examples; only the identity of what was trained differs"
+def test_a_preset_in_two_processes_gives_the_results_of_one(cot_data, bbh_dir, tmp_path,
+                                                            monkeypatch):
+    "Three tasks, three examples; only the identity of what was trained differs"
     monkeypatch.chdir(tmp_path)
-    settings = [f'{name}={x}' for name, x in (tiny_llamas | QUICK).items()]
+    pair = make_pair('paper-tinyllama', PRESETS['paper-tinyllama'], tmp_path, cot_data)
+    settings = pair | QUICK | dict(data=cot_data/'cot_mini.jsonl')
+    settings = [f'{name}={x}' for name, x in settings.items()]
     run = ['run', 'paper-tinyllama', '--set', *settings, '--out']
     main(['launch-config', 'ddp', '--processes', '2', '--out', 'ddp.yaml'])
-    launch = ['accelerate', 'launch', '--config_file', 'ddp.yaml', '--no_python', 'cotkd']
+    (tmp_path/'few.py').write_text(FEW_TASKS)
+    launch = ['accelerate', 'launch', '--config_file', 'ddp.yaml', 'few.py']
     done = subprocess.run([*launch, *run, 'two'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'table, figure and answers side by side' in done.stdout
-    monkeypatch.setattr(experiment, 'draw', lambda *args: None)
+    monkeypatch.setattr(experiment, 'bbh_benchmark', lambda _: bbh_benchmark(bbh_dir, TASKS))
     main([*run, 'one'])
     one, two = (read_lines(tmp_path/f'{name}/results.jsonl') for name in ('one', 'two'))
     assert {row['arm'] for row in one} == {'teacher', 'student', 'kd_cot'}
-    assert {row['shots'] for row in one} == {3} and len({row['task'] for row in one}) == 27
+    assert {row['shots'] for row in one} == {3} and len({row['task'] for row in one}) == 3
     assert sum(row['n'] for row in one) == len(one)
     for a, b in zip(one, two, strict=True):
         if a['arm'] == 'kd_cot':  # trained, in another order of additions
@@ -316,4 +299,4 @@ def test_a_preset_in_two_processes_gives_the_results_of_one(tiny_llamas, tmp_pat
             other = tmp_path/'two'/path.relative_to(tmp_path/'one')
             assert path.read_bytes() == other.read_bytes(), path
     students = [load_lm(tmp_path/f'{name}/models/kd_cot-0')[0] for name in ('one', 'two')]
-    assert apart(*students) < 1e-3 * apart(students[0], load_lm(tiny_llamas['student'])[0])
+    assert apart(*students) < 1e-3 * apart(students[0], load_lm(pair['student'])[0])
