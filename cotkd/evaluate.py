@@ -383,14 +383,18 @@ def _finish(run_dir, job):
                                        truncated=truncated, context_cut=context_cut)
     write_lines(path, done)
     write_result(run_dir, {field: result[field] for field in FIELDS})
-    clear_parts(run_dir)
+    _clear(run_dir, job.row)
+
+
+def _clear(run_dir, row):
+    for part in _parts(run_dir, row):
+        part.unlink(missing_ok=True)
 
 
 def clear_parts(run_dir):
     "Remove what was half-written of tasks that are complete now, also before a kill"
     for row in read_results(run_dir):
-        for part in _parts(run_dir, row):
-            part.unlink(missing_ok=True)
+        _clear(run_dir, row)
 
 # %% ../nbs/15_evaluate.ipynb #2c250dd0
 def _ask(model, tokenizer, jobs, asking, run_dir, progress):
@@ -413,6 +417,7 @@ def _ask(model, tokenizer, jobs, asking, run_dir, progress):
     if state.is_main_process:
         for job in jobs:
             _finish(run_dir, job)
+        clear_parts(run_dir)
     state.wait_for_everyone()
     return [_finished(run_dir, job) for job in jobs]
 
