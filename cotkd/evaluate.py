@@ -194,6 +194,17 @@ def _context(model, asking):
     from cotkd.models import context_length
     return min(context_length(model.config), asking.context or math.inf)
 
+# %% ../nbs/15_evaluate.ipynb #e20eec83
+def _longest_question(items, tokenizer):
+    "Its row; in one task, the most tokens are among the most bytes"
+    by_bytes = sorted(range(len(items)), key=lambda i: -len(items[i]['input'].encode()))[:20]
+    sizes = _token_counts(tokenizer, [items[i]['input'] for i in by_bytes])
+    return by_bytes[sizes.index(max(sizes))]
+
+
+def _token_counts(tokenizer, texts):
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)['input_ids']]
+
 # %% ../nbs/15_evaluate.ipynb #bdca5e9c
 def examples_that_fit(
     benchmark: Benchmark,
@@ -215,17 +226,6 @@ def examples_that_fit(
         if len(encode_prompts(tokenizer, [prompt], asking.chat)[0]) + answer <= context:
             return examples
     return 0
-
-
-def _longest_question(items, tokenizer):
-    "Its row; in one task, the most tokens are among the most bytes"
-    by_bytes = sorted(range(len(items)), key=lambda i: -len(items[i]['input'].encode()))[:20]
-    sizes = _token_counts(tokenizer, [items[i]['input'] for i in by_bytes])
-    return by_bytes[sizes.index(max(sizes))]
-
-
-def _token_counts(tokenizer, texts):
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)['input_ids']]
 
 # %% ../nbs/15_evaluate.ipynb #b23cc0a8
 def _room(tokenizer, items, asking):
