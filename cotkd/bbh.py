@@ -432,9 +432,10 @@ def worked_answers(
     text: str,  # description and worked examples
     mode: str,  # "cot": with their working; "direct": bare
 ) -> list:  # of texts
-    "What the examples answer"
+    "What the examples answer; an example that is laid out in another way is taken as a whole"
     text = text if mode == 'cot' else answers_only(text)
-    return [example.split(_ANSWER, 1)[1] for example in text.split(_QUESTION)[1:]]
+    examples = text.split(_QUESTION)[1:]
+    return [example.partition('\nA:')[2].strip() or example for example in examples]
 
 # %% ../nbs/13_bbh.ipynb #cc6a3b68
 def add_examples(

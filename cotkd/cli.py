@@ -86,7 +86,7 @@ class Choice:
         from cotkd.experiment import configure
         return configure(self.preset, self.changed)
 
-
+# %% ../nbs/22_cli.ipynb #2a5a53ae
 def read_choice(
     args,  # parsed
 ) -> Choice:
@@ -101,6 +101,9 @@ def read_choice(
         changed['arms'] = args.arms
     if args.trust_remote_code:
         changed['trust_remote_code'] = 'true'
+    for name in 'dtype', 'attn':
+        if getattr(args, name) is not None:
+            changed[name] = getattr(args, name)
     return Choice(words[0] if words else 'toy', changed)
 
 # %% ../nbs/22_cli.ipynb #f1e93f2e
@@ -109,10 +112,10 @@ def _add_remote(parser):
                action='store_true')
 
 
-def _add_loading(parser):
+def _add_loading(parser, **defaults):
     "How models are read"
-    from cotkd.experiment import Experiment
-    add_fields(parser, Experiment, ('dtype', 'attn'))
+    from cotkd.experiment import Loading
+    add_fields(parser, Loading, ('dtype', 'attn'), **defaults)
     _add_remote(parser)
 
 
@@ -130,7 +133,7 @@ def _add_preset(parser):
     add_option(parser, '--set', 'change settings of the preset, such as rows=4000', nargs='+',
                action='extend', default=[], metavar='KEY=VALUE')
     add_option(parser, '--gpu', 'for a plan: H100, A100-80GB, … (default: the one here)')
-    _add_remote(parser)
+    _add_loading(parser, dtype=None, attn=None)  # None: that of the preset
     texts = field_texts(Experiment)
     lines = [f'  {field.name:22}{texts[field.name]} [{field.default}]'
              for field in fields(Experiment)]
@@ -358,6 +361,8 @@ def _score_line(row):
         low, high = wilson(row['correct'], row['n'])
         interval = f'{_percent(row):5.1f}%  [{low:.1f}, {high:.1f}]'
     skipped = f"  {row['skipped']} skipped" if row['skipped'] else ''
+    if row.get('examples') is not None:
+        skipped += f"  {row['examples']} of {row['shots']} examples"
     return f"{row['task']:40} {row['correct']:4}/{row['n']:<4} {interval}{skipped}"
 
 
@@ -479,11 +484,17 @@ def recorded_contrasts(
     results,  # of them
 ) -> list | None:
     "Those that the settings of a single run name, between arms that have results"
-    path = Path(runs[0])/'config.json'
+    from cotkd.records import VARIANTS, results_of
+    run = Path(runs[0])
+    further = run.name in VARIANTS  # results, whose settings stand in the directory above
+    path = (run.parent if further else run)/'config.json'
     if len(runs) > 1 or not path.is_file():
         return None
     named = read_json(path).get('settings', {}).get('contrasts', '')
-    return named_contrasts(named, results.arm)
+    found = named_contrasts(named, results.arm) or []
+    if further:
+        found = [c for c in found if all(len(results_of(results, side)) for side in (c.a, c.b))]
+    return found or None
 
 # %% ../nbs/22_cli.ipynb #c5cb8daa
 def _gains(args):

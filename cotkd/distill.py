@@ -185,9 +185,10 @@ def recipe_of(
     names: dict,  # what the models and the data are called; teacher_id, start: identities
 ) -> dict:
     "What decides which student comes out, part by part"
-    settings = dict(vars(job.config))
+    precision = choose_precision(job.student.config, job.config.dtype)
+    settings = dict(vars(job.config), dtype=precision)
     del settings['micro_tokens']  # only memory depends on it
-    for name, before in (('chat', False), ('dtype', 'auto')):
+    for name, before in (('chat', False), ('dtype', 'float32')):
         if settings[name] == before:  # as in recipes that were written before there was one
             del settings[name]
     divergence = job.config.divergence
@@ -322,18 +323,27 @@ def check_job(
     if isinstance(job.teacher, TeacherCache):
         job.teacher.check(text_id(job.tokenizer, job.rows, job.mode, job.config.chat))
     check_end(job.tokenizer, job.tokenizer.name_or_path)
-    needed = training_bytes(job.student.num_parameters(), job.config.lora_rank)
-    check_disk(out, needed, 'the student and two checkpoints')
+    if job.keep_last and (args.save_total_limit == 1 or args.save_strategy == 'best'):
+        raise InputError('the student of the last update is to be kept, and with '
+                         f'save_total_limit={args.save_total_limit}, '
+                         f'save_strategy={args.save_strategy} its checkpoint would go: leave these '
+                         'settings out, or also=last')
+    needed = training_bytes(job.student.num_parameters(), job.config.lora_rank, job.dev > 0)
+    check_disk(out, needed, 'the student and its checkpoints')
     return args
 
-
+# %% ../nbs/10_distill.ipynb #bc24f9ea
 def training_bytes(
     parameters: int,  # of the student
     lora_rank: int = 0,  # adapters are small
+    chosen: bool = False,  # by held-out rows
 ) -> int:
-    "On the disk: the student in float32, and two checkpoints with two moments of each weight"
+    "On the disk, the student in float32, and checkpoints with two moments of each weight"
     student = 4 * parameters
-    return student if lora_rank else student + 2 * 3 * student
+    if lora_rank:
+        return student
+    # while one is written, the one before is still there, and the best, if one is chosen
+    return (3 if chosen else 2) * 3 * student + (0 if chosen else student)
 
 # %% ../nbs/10_distill.ipynb #2d89f034
 def _take(out, recipe, resume):
@@ -374,9 +384,13 @@ def _save_student(trainer, directory):
 
 def _save_last(trainer, out):
     "The student of the last update in a directory of its own, unless it is the best one"
-    best, last = trainer.state.best_model_checkpoint, last_checkpoint(out)
-    if not best or not last or Path(best).name == Path(last).name:
+    best, updates = trainer.state.best_model_checkpoint, trainer.state.global_step
+    if not best or Path(best).name == f'checkpoint-{updates}':
         return
+    last = last_checkpoint(out)
+    if not last or Path(last).name != f'checkpoint-{updates}':
+        raise InputError(f'{out} has no checkpoint of the last update, {updates}, whose student is '
+                         'to be kept: train again in another directory, or without it')
     trainer._load_from_checkpoint(last)
     _save_student(trainer, out/'last')
     trainer._load_best_model()

@@ -20,7 +20,7 @@ from .bbh import Benchmark, Scorer, find_scorer, worked_answers
 from .files import InputError, digest, read_lines, write_lines
 from .prompt import MODES, chat_prompt, split_thoughts
 from .records import (DEFAULTS, FIELDS, prediction_path, read_results, result_key,
-                           write_result)
+                           write_results)
 
 # %% ../nbs/15_evaluate.ipynb #b2fd20b5
 @dataclass(frozen=True)
@@ -114,6 +114,11 @@ def _agrees(result, row):
     return all(result.get(field) == x for field, x in row.items() if field not in _NAMES_ONLY)
 
 # %% ../nbs/15_evaluate.ipynb #8f81de73
+def _could_have_fitted(result):
+    "Questions were left out, from before a task was asked with the most examples that fit"
+    return bool(result['skipped'] and result['shots'] and result['examples'] is None)
+
+
 def unfinished(
     benchmark: Benchmark,
     subject: Subject,  # its weights are known
@@ -126,7 +131,8 @@ def unfinished(
     for task, items in benchmark.items.items():
         row = expected_row(benchmark, task, subject, asking)
         n = len(sample_rows(task, len(items), asking.limit))
-        done = [r for r in results if _agrees(r, row) and r['n'] + r['skipped'] == n]
+        done = [r for r in results if _agrees(r, row) and r['n'] + r['skipped'] == n
+                and not _could_have_fitted(r)]
         if not done or not prediction_path(run_dir, done[0]).is_file():
             todo.append(task)
     return todo
@@ -245,11 +251,6 @@ def _choose_prompts(model, tokenizer, benchmark, task, asking, rows):
     lengths = _fitting(prompts, model, tokenizer, asking, task)
     return {i: prompts[i] for i in lengths}, lengths, examples
 
-
-def _not_single(model):
-    "The precision of a model, where it can change an answer"
-    return [] if 'float32' in str(model.dtype) else [str(model.dtype)]
-
 # %% ../nbs/15_evaluate.ipynb #433f5dea
 def make_job(
     model,
@@ -272,7 +273,8 @@ def make_job(
     row = expected_row(benchmark, task, subject, asking) | dict(
         index=None if list(prompts) == list(range(len(items))) else list(prompts),
         skipped=len(rows) - len(prompts), examples=None if examples == asking.shots else examples,
-        recipe=digest(prompts, targets, stop, room, *_not_single(model)))
+        dtype=str(model.dtype).removeprefix('torch.'),
+        recipe=digest(prompts, targets, stop, room))
     return Job(row, prompts, lengths, targets, stop, room, context_length(model.config), scorer)
 
 # %% ../nbs/15_evaluate.ipynb #865698b7
@@ -382,7 +384,7 @@ def _finish(run_dir, job):
     result = DEFAULTS | job.row | dict(n=len(done), correct=items.count('1'), items=items,
                                        truncated=truncated, context_cut=context_cut)
     write_lines(path, done)
-    write_result(run_dir, {field: result[field] for field in FIELDS})
+    write_results(run_dir, [{field: result[field] for field in FIELDS}])
     _clear(run_dir, job.row)
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FROM_PAPER', 'MINILLM', 'ADAPTER_LR', 'PAIR', 'CHAT', 'LORA', 'LLAMA_13B', 'TINYLLAMA', 'SMOLLM', 'CODER', 'PRESETS',
-           'REDUCED', 'AT_LEAST_ONE', 'ABOVE_ZERO', 'HELD_OUT', 'TEMPLATE_BYTES', 'LATER', 'Loading', 'Experiment',
-           'describe_preset', 'chosen_contrasts', 'variants_of', 'check_settings', 'check_batches', 'check_names',
-           'read_config', 'configure', 'choose_benchmark', 'askings', 'sample_fitting', 'leave_out_long',
+           'WITHOUT_EFFECT', 'REDUCED', 'AT_LEAST_ONE', 'ABOVE_ZERO', 'HELD_OUT', 'TEMPLATE_BYTES', 'LATER', 'Loading',
+           'Experiment', 'describe_preset', 'chosen_contrasts', 'variants_of', 'check_settings', 'check_batches',
+           'check_names', 'read_config', 'configure', 'choose_benchmark', 'askings', 'sample_fitting', 'leave_out_long',
            'training_rows', 'Member', 'members', 'place_of', 'Prepared', 'check_pair', 'check_rows', 'untrained',
            'reads_often', 'needed_bytes', 'check', 'data_identity', 'find_identities', 'Run', 'subject_of', 'Todo',
            'unasked', 'missing', 'draw', 'check_student', 'preset_name', 'run']
@@ -32,7 +32,7 @@ from .files import digest, file_digest, launched, read_json, write_json
 from .names import EMBEDDED, model_identity, parse_name
 from .prompt import MODES, chat_end, check_end, encode, ends_early
 from .records import VARIANTS, load_results, read_results, result_key, results_path
-from .records import write_result
+from .records import write_results
 from .toy import EVALUATED, MIX, make_toy
 
 # %% ../nbs/20_experiment.ipynb #9106674f
@@ -109,6 +109,8 @@ PRESETS = {
         SMOLLM, f'{SMOLLM}[0-2,7-11,15-16,18-24,27-29]', **PAIR | dict(kd_lr=3e-4, kd_cot_lr=3e-4))}
 
 # %% ../nbs/20_experiment.ipynb #568486ce
+# on the numbers of an arm
+WITHOUT_EFFECT = ('trust_remote_code', 'attn', 'heldout', 'arms', 'contrasts', 'also')
 REDUCED = dict(rows='1,440,000', dev='400,000 rows')  # what the paper has
 
 
@@ -139,22 +141,15 @@ def chosen_contrasts(experiment: Experiment) -> list | None:  # of `Contrast`
 
 
 def variants_of(experiment: Experiment) -> list:
-    "'' for its headline's results, then names of `VARIANTS`; InputError: no other results"
+    "'' for its headline's results, then names of `VARIANTS` that are other ones; InputError"
     found = [name.strip() for name in experiment.also.split(',') if name.strip()]
     for name in found:
         if name not in VARIANTS:
             raise InputError(f'setting also={experiment.also!r}: {name!r} is unknown; choose from '
                              f'{", ".join(VARIANTS)}')
-    same = {'greedy': 'with sampling_temperature=0 all answers are greedy'
-                      if not experiment.sampling_temperature else '',
-            'last': 'with dev=0 the students of the last update are the ones that are kept'
-                    if not experiment.dev else ''}
-    for name in found:
-        if same[name]:
-            others = ','.join(other for other in found if not same[other])
-            raise InputError(f'setting also={experiment.also}: {same[name]}, so that {name} would '
-                             f'be the same results again; say also={others}')
-    return ['', *found]
+    same = {'greedy': not experiment.sampling_temperature,  # all answers are greedy
+            'last': not experiment.dev}  # the last student is the one that is kept
+    return ['', *(name for name in found if not same[name])]
 
 # %% ../nbs/20_experiment.ipynb #5aedfd7c
 def check_settings(experiment: Experiment):
@@ -483,7 +478,7 @@ def needed_bytes(
         return 0
     student = _model_skeleton(experiment.student, experiment.trust_remote_code)
     size = 4 * student.num_parameters()  # float32
-    training = training_bytes(student.num_parameters(), experiment.lora_rank)
+    training = training_bytes(student.num_parameters(), experiment.lora_rank, experiment.dev > 0)
     modes = {member.arm.mode for member in left if member.arm.needs_teacher}
     if not reads_often(experiment, seeds):
         modes = set()
@@ -717,15 +712,20 @@ def _ask(run, member, prepared):
                  subject_of(run, member, todo.variant),
                  replace(todo.asking, context=prepared.context), out=run.out/todo.variant)
 
-
+# %% ../nbs/20_experiment.ipynb #7485497c
 def _share_results(run):
     "Among those of the last update stand also those of models that it did not change"
+    if 'last' not in variants_of(run.experiment):
+        return
     there = {result_key(row) for row in read_results(run.out/'last')}
+    shared, trained = [], run.config['trained']
     for row in read_results(run.out):
-        changed = f"{row['arm']}-{row['seed']}/last" in run.config['trained']
+        changed = f"{row['arm']}-{row['seed']}/last" in trained
         asked = askings(run.experiment, find_arm(row['arm']), 'last')[0].mode
         if row['mode'] == asked and not changed and result_key(row) not in there:
-            write_result(run.out/'last', row)
+            shared.append(row)
+    if shared:
+        write_results(run.out/'last', shared)
 
 # %% ../nbs/20_experiment.ipynb #ad4640b8
 def draw(
@@ -748,12 +748,13 @@ def _versions():
 
 def _not_the_papers(run, preset):
     "{setting: text} of what a preset of the paper does not have from it, or that was changed"
-    if not preset.startswith('paper-'):
+    if preset not in PRESETS or not preset.startswith('paper-'):
         return {}
-    table = describe_preset(preset)
+    table = describe_preset(preset).drop(index=[*WITHOUT_EFFECT])
+    reduced = table['from'].str.startswith('reduced')
     found = {}
-    for name, x in asdict(run.experiment).items():
-        source, before = table['from'][name], table.value[name]
+    for name, (before, source) in pd.concat([table[reduced], table[~reduced]]).iterrows():
+        x = asdict(run.experiment)[name]
         if source != 'paper':
             found[name] = f'{x}, {source}'
         elif x != before:
@@ -812,13 +813,17 @@ def _work(run, prepared, about):
     for member in todo:
         _ask(run, member, prepared)
     state.wait_for_everyone()
-    if state.is_main_process and 'last' in variants_of(run.experiment):
-        _share_results(run)
 
 
 def preset_name(experiment: Experiment) -> str:
     "That of the preset which an experiment is, or custom"
     return next((name for name, e in PRESETS.items() if e == experiment), 'custom')
+
+
+def _about(experiment, preset, command, repeats):
+    "What a run is called: a repeated one as before"
+    name = repeats.get('preset') or preset or preset_name(experiment)
+    return dict(preset=name, command=command)
 
 # %% ../nbs/20_experiment.ipynb #7d223ff0
 def _check_repeats(run, old):
@@ -830,7 +835,8 @@ def _check_repeats(run, old):
 
 # %% ../nbs/20_experiment.ipynb #f342154a
 def _complete(run):
-    "Clear what was half-written before a kill, and draw"
+    "Clear what was half-written before a kill, share what is the same, and draw"
+    _share_results(run)
     for variant in variants_of(run.experiment):
         clear_parts(run.out/variant)
     if _is_drawn(run.out):
@@ -861,7 +867,7 @@ def run(
         from cotkd.models import alone  # here, since a finished run does without PyTorch
         prepared = check(experiment, benchmark, out, seeds, trainer)
         with alone(this.out, 'this run'):
-            _work(this, prepared, dict(preset=preset or preset_name(experiment), command=command))
+            _work(this, prepared, _about(experiment, preset, command, repeats or {}))
     if launched()[0] == 0:
         _complete(this)
     return this.out/'report.html'

@@ -174,6 +174,9 @@ def no_model(
     if 'trust_remote_code' in str(error):
         return (f'{name!r} runs code of its own, which is not part of transformers. Read it on the '
                 'hub; if you trust it, add --trust-remote-code (trust_remote_code=True)')
+    if 'gated repo' in str(error).lower():
+        return (f'{name!r} is gated: ask for access on https://huggingface.co/{name}, then log in '
+                'with hf auth login')
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (f'no {what} could be loaded from {name!r}: expected a hub id that can be reached, a '
             f'directory written by save_pretrained, or one of {EMBEDDED} ({reason})')

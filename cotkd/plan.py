@@ -693,7 +693,8 @@ def disk_table(
             found[f'cache of the teacher, {arm.mode}'] = cache_bytes(tokens, head)
     config = find_config(experiment.student, experiment.trust_remote_code)
     size = skeleton(config).num_parameters()
-    found['student in training, two checkpoints'] = training_bytes(size, experiment.lora_rank)
+    found['student in training, checkpoints'] = training_bytes(
+        size, experiment.lora_rank, experiment.dev > 0)
     others = seeds * len(lengths) - 1
     if 'last' in variants_of(experiment):
         others += seeds * len(lengths)  # as if none were the best one

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEY', 'FIELDS', 'DEFAULTS', 'VARIANTS', 'SETTING', 'SIMULATED', 'check_row', 'results_path', 'read_results',
-           'write_result', 'result_key', 'path_part', 'prediction_path', 'read_predictions', 'load_results',
+           'write_results', 'result_key', 'path_part', 'prediction_path', 'read_predictions', 'load_results',
            'packaged_results', 'setting', 'fewer_examples', 'results_of', 'item_scores', 'contrast_setting',
            'pair_items', 'name_label', 'why_unpaired', 'starts', 'same_student', 'drop_defects', 'simulated_results']
 
@@ -46,13 +46,14 @@ FIELDS = {
     'start': 'identity of the student it was trained from; null: it was not trained here',
     'benchmark': 'name',
     'temperature': 'of the sampling; 0: greedy',
+    'dtype': 'arithmetic of the model',
     'chat': 'asked through the chat template',
     'recipe': 'digest of what else decides an answer: prompts, targets, stops, room',
 }
 
 # %% ../nbs/14_records.ipynb #c098782a
 DEFAULTS = dict(examples=None, truncated=0, context_cut=0, weights=None, start=None,
-                temperature=0., chat=False, recipe=None)
+                temperature=0., dtype='float32', chat=False, recipe=None)
 
 # %% ../nbs/14_records.ipynb #df313f95
 def _is_text(x):
@@ -76,7 +77,7 @@ def _is_number(x):
 
 # %% ../nbs/14_records.ipynb #fd1f2ef4
 _EXPECTED = {
-    'text': (_is_text, ('arm', 'task', 'scorer', 'benchmark', 'items')),
+    'text': (_is_text, ('arm', 'task', 'scorer', 'benchmark', 'items', 'dtype')),
     'text or null': (_is_text_or_null, ('model', 'weights', 'start', 'recipe')),
     'a whole number': (_is_whole, ('seed', 'n', 'correct')),
     'a whole number from 0 up': (_is_count, ('shots', 'skipped', 'truncated', 'context_cut')),
@@ -143,17 +144,15 @@ def read_results(
     return [DEFAULTS | row for row in read_lines(results_path(run_dir))]
 
 
-def write_result(
+def write_results(
     run_dir,  # made if need be
-    row: dict,  # a result
+    new: list,  # of results
 ):
-    "Add a result, in place of one with the same arm, task, mode, shots and seed"
+    "Add results at once, each in place of one with the same arm, task, mode, shots and seed"
     with taking_turns(results_path(run_dir)):
-        rows = read_lines(results_path(run_dir))
-        key = result_key(row)
-        keys = [result_key(old) for old in rows]
-        at = keys.index(key) if key in keys else len(rows)
-        write_lines(results_path(run_dir), rows[:at] + [row] + rows[at + 1:])
+        rows = {result_key(row): row for row in read_lines(results_path(run_dir))}
+        rows |= {result_key(row): row for row in new}
+        write_lines(results_path(run_dir), rows.values())
 
 
 def result_key(row: dict) -> tuple:
@@ -266,12 +265,12 @@ def packaged_results(
     return load_results(str(resources.files('cotkd')/'results'/f'{name}.jsonl'))
 
 # %% ../nbs/14_records.ipynb #6bc2c27b
-SETTING = ('benchmark', 'scorer', 'shots', 'temperature', 'chat')
+SETTING = ('benchmark', 'scorer', 'shots', 'temperature', 'dtype', 'chat')
 
 
 def setting(
     results: pd.DataFrame,  # from `load_results`
-) -> dict:  # benchmark, scorer, shots, temperature, chat
+) -> dict:  # benchmark, scorer, shots, temperature, dtype, chat
     "The one way in which these results were asked; raises InputError where they mix"
     if results.empty:
         raise InputError('no results are left to compare: check which arms, prompts and tasks were '
@@ -295,7 +294,7 @@ def fewer_examples(
 ) -> dict:  # {task: worked examples}
     "Tasks that were asked with fewer than `shots`; InputError where arms were asked with others"
     found = {}
-    for task, part in results.groupby('task'):
+    for task, part in results[results.n > 0].groupby('task'):
         shown = part.examples.astype(float).fillna(part.shots)
         if shown.nunique() > 1:
             both = ' and '.join(f'{n:.0f}' for n in sorted(shown.unique()))

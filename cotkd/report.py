@@ -628,7 +628,11 @@ def _step_by_step(results, arms):
         shares = task_shares(set(results.task), AVERAGES)
         ci = arm_interval(results, Asked(arm, 'cot'), shares)
         found[arm] = format_percent(ci['delta']) + format_interval(ci['low'], ci['high'])
-    found['gain'] = format_gain(gains_table(results, ['kd@cot:kd_cot']).iloc[-1])
+    table = gains_table(results, ['kd@cot:kd_cot'])
+    found['gain'] = format_gain(table.iloc[-1])
+    full = table.attrs['in_full']['kd@cot:kd_cot']
+    if full:
+        found['gain'] += f', tasks with all examples {format_gain(full)}'
     return found
 
 # %% ../nbs/19_report.ipynb #e4fcb5a1
@@ -687,7 +691,8 @@ def _comparisons(run_dir, results, chosen, config):
         yield 'Asked again', note(_VARIANTS_NOTE) + html_table(variants, 'average')
     arms = PAPER.get(config.get('preset'), {})
     if arms and set(arms) <= set(results[results['mode'] == 'cot'].arm):
-        differs = ', '.join(f'{name} ({text})' for name, text in config['ours'].items())
+        ours = config.get('ours', {'nothing': 'was recorded'})
+        differs = ', '.join(f'{name} ({text})' for name, text in ours.items())
         table = paper_table(config['preset'], results)
         yield 'Beside the paper', note(_PAPER_NOTE + differs) + html_table(table, 'average')
 

@@ -302,14 +302,17 @@ def test_answers_that_the_context_cuts_are_counted_apart(student, tmp_path):
 
 
 def test_answers_in_another_precision_are_others(student, benchmark, tmp_path):
-    subject = Subject('kd', 'toy-student', weights='the same')
-    for model in student[0], load_lm('toy-student', dtype='bfloat16')[0]:
-        found = evaluate(model, student[1], benchmark, subject, SHORT, out=tmp_path,
-                         progress=False)
-        assert read_results(tmp_path) == found
-    assert {row['recipe'] for row in found}.isdisjoint(
-        row['recipe'] for row in evaluate(*student, benchmark, subject, SHORT,
-                                          out=tmp_path/'other', progress=False))
+    "They are asked again, say so, and are not compared"
+    for arm, dtypes in dict(kd=('bfloat16', 'float32'), kd_cot=('bfloat16',)).items():
+        subject = Subject(arm, 'toy-student', weights='the same')
+        for dtype in dtypes:
+            model, tokenizer = load_lm('toy-student', dtype=dtype)
+            found = evaluate(model, tokenizer, benchmark, subject, SHORT, out=tmp_path,
+                             progress=False)
+            assert {row['dtype'] for row in found} == {dtype}
+            assert [row for row in read_results(tmp_path) if row['arm'] == arm] == found
+    with pytest.raises(InputError, match='results mix dtype bfloat16 and float32'):
+        gains_table(load_results(tmp_path), ['kd@cot:kd_cot'])
 
 
 def test_a_benchmark_of_ones_own(student, tmp_path):

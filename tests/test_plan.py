@@ -397,7 +397,7 @@ def test_disk_by_hand():
         'models, downloaded': 2 * (teacher + student),
         'CoT-Collection, downloaded': 2.36e9,
         'cache of the teacher, cot': (16_500 * supervised + 151_936) * 4096 * 2,
-        'student in training, two checkpoints': 4 * student + 2 * 12 * student,
+        'student in training, checkpoints': 3 * 12 * student,
         'other students': 3 * 4 * student}  # the other best one, and both last ones
     for name, size in by_hand.items():
         assert 1e9 * disk[name] == pytest.approx(size, rel=1e-5), name

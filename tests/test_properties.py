@@ -34,7 +34,7 @@ from cotkd.files import (InputError, claim, identity, read_json, read_lines, wri
 from cotkd.generate import Prefix, attend_both, cut_batches, encode_prompts, shared_length
 from cotkd.losses import fused_kd_loss, kd_loss
 from cotkd.prompt import ANSWER, MODES, QUESTION, cut, encode, format_example, split_by_length
-from cotkd.records import load_results, pair_items, read_results, result_key, write_result
+from cotkd.records import load_results, pair_items, read_results, result_key, write_results
 from cotkd.stats import aggregate, holm, mcnemar, paired_bootstrap, wilson
 
 EXAMPLES = int(os.environ.get('COTKD_EXAMPLES', 0))  # of a campaign; 0: the few of every day
@@ -323,7 +323,7 @@ def results(draw):
         seed=draw(st.integers(0, 2)), mode=draw(st.sampled_from([*MODES])), shots=0,
         scorer='official', n=n, correct=items.count('1'), items=items, index=index, skipped=0,
         examples=None, truncated=0, context_cut=0, model=draw(TEXTS), weights=None, start=None,
-        benchmark='mine', temperature=0., chat=False, recipe=None)
+        benchmark='mine', temperature=0., dtype='float32', chat=False, recipe=None)
 
 
 def numbered(row):
@@ -355,7 +355,7 @@ CONTRAST = Contrast(Asked('kd', 'direct'), Asked('kd_cot', 'cot'))
 def test_records(rows, order):
     with tempfile.TemporaryDirectory() as folder:
         for row in rows:
-            write_result(folder, row)
+            write_results(folder, [row])
         last = {result_key(row): row for row in rows}  # in the place of the first
         assert read_results(folder) == [*last.values()]
         assert len((Path(folder)/'results.jsonl').read_text('utf-8').split('\n')) == len(last) + 1

@@ -8,11 +8,11 @@ import pytest
 from cotkd.arms import Asked, Contrast
 from cotkd.bbh import DEFECTS
 from cotkd.files import InputError
-from cotkd.records import (DEFAULTS, FIELDS, KEY, check_row, drop_defects, item_scores,
-                           load_results, name_label, packaged_results, pair_items,
+from cotkd.records import (DEFAULTS, FIELDS, KEY, check_row, drop_defects, fewer_examples,
+                           item_scores, load_results, name_label, packaged_results, pair_items,
                            path_part, prediction_path, read_predictions, read_results, result_key,
                            results_path, same_student, setting, starts, why_unpaired,
-                           write_result)
+                           write_results)
 
 ROW = dict(arm='kd', task='x', seed=0, mode='cot', shots=3, scorer='official', n=3, correct=2,
            items='101', index=None, skipped=0, model='m', benchmark='mine')
@@ -33,8 +33,7 @@ def frame(*rows):
 def test_defaults():
     found = check_row(ROW)
     assert found == ROW | dict(examples=None, truncated=0, context_cut=0, weights=None, start=None,
-                               temperature=0., chat=False,
-                               recipe=None)
+                               temperature=0., dtype='float32', chat=False, recipe=None)
     assert set(found) == set(FIELDS) and KEY == ('arm', 'task', 'mode', 'shots', 'seed')
     assert check_row(row(index=[4, 0, 2])) == found | dict(index=[4, 0, 2])
     assert check_row(ROW | dict(temperature=.5, chat=True, model=None))['temperature'] == .5
@@ -84,7 +83,7 @@ def test_a_result_takes_the_place_of_the_one_with_its_key(tmp_path):
     assert read_results(tmp_path/'run') == []
     first, second, third = row(), row(seed=1), row(arm='sft')
     for one in (first, second, third, row(seed=1, items='000')):
-        write_result(tmp_path/'run', one)
+        write_results(tmp_path/'run', [one])
     found = read_results(tmp_path/'run')
     assert [DEFAULTS | one for one in (first, row(seed=1, items='000'), third)] == found
     assert results_path(tmp_path/'run') == tmp_path/'run'/'results.jsonl'
@@ -212,7 +211,7 @@ def test_settings_do_not_mix(changes, words):
     with pytest.raises(InputError, match=words):
         pairs(direct(), cot(**changes))
     assert setting(frame(direct(), cot())) == dict(
-        benchmark='mine', scorer='official', shots=3, temperature=0, chat=False)
+        benchmark='mine', scorer='official', shots=3, temperature=0, dtype='float32', chat=False)
     with pytest.raises(InputError, match='no results are left to compare'):
         setting(frame(direct())[:0])
 
@@ -279,3 +278,12 @@ def test_without_defects():
     assert (some['items'], some['index'], some['n'], some['correct']) == ('0', [3], 1, 0)
     assert drop_defects(row(task='snarks'))['items'] == '101'  # of another benchmark
     assert {**found, **whole} == whole
+
+
+def test_what_was_not_asked_has_no_examples():
+    "Rows from before a task was asked with the most examples that fit"
+    asked = row(task='x', shots=3, examples=1)
+    left_out = row(task='x', arm='kd', items='', shots=3, skipped=2)
+    assert fewer_examples(frame(left_out, asked)) == {'x': 1}
+    with pytest.raises(InputError, match='results of x mix 1 and 3 worked examples'):
+        fewer_examples(frame(row(task='x', arm='kd', shots=3), asked))

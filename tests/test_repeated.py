@@ -6,6 +6,7 @@ import pytest
 from processes import finish
 
 from cotkd.arms import ARMS
+from cotkd.bbh import toy_benchmark
 from cotkd.cli import main
 from cotkd.experiment import PRESETS, askings, chosen_contrasts, configure, read_config, run
 from cotkd.files import InputError
@@ -78,3 +79,51 @@ def test_contrasts_follow_the_arms():
     assert chosen_contrasts(replace(paper, arms='sft,sft_cot')) is None
     with pytest.raises(InputError, match="contrast 'kd'"):
         configure('toy', dict(contrasts='kd'))
+
+
+# --- further results
+
+@pytest.fixture(scope='module')
+def again(cot_data, tmp_path_factory):
+    "A run that also asks greedily, and the students of the last update"
+    found = toy_benchmark(2)
+    benchmark = replace(found, items={'navigate': found.items['navigate']})
+    settings = replace(
+        PRESETS['toy'], data=str(cot_data/'CoT_collection_en.sample.json'), rows=24, epochs=2.,
+        dev=.2, sampling_temperature=.5, also='greedy,last', max_new_tokens=4,
+        contrasts='kd@cot:kd_cot,kd:kd_cot')
+    out = tmp_path_factory.mktemp('again')/'run'
+    run(settings, out, benchmark)
+    return settings, out, benchmark
+
+
+def rows_of(path):
+    return sorted(path.read_text().splitlines())
+
+
+@pytest.mark.parametrize('lost', ['teacher', 'everyone'])
+def test_what_a_kill_left_unshared_is_shared_by_the_same_command(lost, again, tmp_path):
+    "Results of models that the last update did not change, which no model is asked for"
+    settings, out, benchmark = again
+    before = {path.name: path for path in (out/'last').iterdir()}['results.jsonl']
+    rows, page = rows_of(before), out/'report.html'
+    shared = [row for row in rows if json.loads(row)['arm'] in ('teacher', 'student')]
+    kept = [row for row in rows if row not in (shared if lost == 'everyone' else shared[:1])]
+    before.write_text(''.join(f'{row}\n' for row in kept))
+    page.unlink()
+    run(settings, out, benchmark)
+    assert rows_of(before) == rows and 'students of the last update' in page.read_text()
+
+
+def test_a_last_student_that_would_be_thrown_away_is_refused(again, tmp_path):
+    settings, _, benchmark = again
+    with pytest.raises(InputError, match='save_total_limit=1.*or also=last'):
+        run(settings, tmp_path/'run', benchmark, trainer=dict(save_total_limit=1))
+
+
+def test_gains_of_further_results_are_those_of_the_headline(again, capsys):
+    "The settings of the run stand in the directory above"
+    _, out, _ = again
+    command('gains', str(out/'last'))
+    said = capsys.readouterr().out
+    assert 'KD, step by step → KD+CoT' in said and 'the run is not finished' not in said

@@ -8,8 +8,15 @@ from cotkd.bbh import (ALGORITHMIC, AVERAGES, BBH_COUNTS, BBH_TASKS, BENCHMARKS,
                        Benchmark, Scorer, add_examples, answers_only, bbh_source, check_items,
                        extract_answer, family, family_weights, few_shot_prompt, find_benchmark,
                        find_scorer, is_correct, is_item, lm_eval_answer, lm_eval_equal,
-                       official_answer, official_equal, read_shots, select_tasks)
+                       official_answer, official_equal, read_shots, select_tasks, worked_answers)
 from cotkd.files import InputError
+
+
+@pytest.mark.parametrize('example, answer', [
+    ('Q: Why?\nA: So.', 'So.'), ('Q: Why?\nA:\nSo.', 'So.'), ('Q: Why? So.', 'Why? So.')])
+def test_worked_answers(example, answer):
+    "An example that is laid out in another way counts as a whole"
+    assert worked_answers(f'Answer.\n\n{example}', 'cot') == [answer]
 
 
 @pytest.mark.parametrize('text, mode, answer', [

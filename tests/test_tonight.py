@@ -29,7 +29,7 @@ def test_the_costs_on_the_page_are_those_of_the_plan(capsys):
 
 def test_what_is_no_command_of_ours_is_shell():
     others = [line for line in LINES if not line.startswith('cotkd ')]
-    assert [shlex.split(line)[0] for line in others] == ['git', 'cd', 'pip', 'hf']
+    assert [shlex.split(line)[0] for line in others] == ['git', 'cd', 'pip', 'hf', 'rm']
     subprocess.run(['bash', '-n'], input='\n'.join(LINES), text=True, check=True)
 
 
@@ -39,8 +39,8 @@ def test_every_command_on_the_page(cot_data, bbh_dir, tmp_path, monkeypatch, cap
     monkeypatch.setattr(experiment, 'bbh_benchmark', lambda *_: bbh_benchmark(bbh_dir, 'navigate'))
     monkeypatch.delenv('COTKD_BBH')
     pair = make_pair('paper-qwen', PRESETS['paper-qwen'], tmp_path, cot_data)
-    small = dict(pair, data=cot_data/'CoT_collection_en.sample.json', rows=16, epochs=1, limit=2,
-                 max_new_tokens=4)
+    small = dict(pair, data=cot_data/'CoT_collection_en.sample.json', rows=16, epochs=1, dev=.2,
+                 limit=2, max_new_tokens=4)
     settings = ['--set', *(f'{key}={x}' for key, x in small.items())]
     for words in COMMANDS:
         more = settings if words[0] == 'run' else []
