@@ -256,8 +256,8 @@ def test_a_training_in_bfloat16_goes_on_in_it_and_is_another_one(tmp_path):
     assert costs['bfloat16'] != costs['float32']
     assert costs['bfloat16'] == pytest.approx(costs['float32'], rel=.02)
     with pytest.raises(InputError, match='dtype'):
-        distill(make('llama', 2), make('llama', 1), tokenizer(), ROWS[:8], tmp_path/'bfloat16',
-                config=KDConfig(batch_size=4, dtype='float32', trainer=dict(logging_steps=1)))
+        distill(make('llama', 2), make('llama', 1), tokenizer(), ROWS[:8], tmp_path/'float32',
+                config=KDConfig(batch_size=4, dtype='bfloat16', trainer=dict(logging_steps=1)))
 
 
 def test_where_rows_cannot_be_packed_it_is_said(monkeypatch, caplog):
