@@ -26,7 +26,7 @@ from cotkd.models import load_lm, load_tokenizer, skeleton
 from cotkd.plan import (ANSWERS, BBH_BYTES, DOWNLOAD, GPUS, ROWS, Workload, activation_bytes,
                         advise, arm_lengths, asking_bytes, asking_seconds, checkpointed_bytes,
                         disk_table, find_config, find_gpu, find_questions, find_writer, get_card,
-                        hub_row, hub_tokens, kept_on_gpu, parameters, plan, prompt_bytes,
+                        hub_row, hub_tokens, parameters, plan, prompt_bytes,
                         read_widths, rows_at_once, steps_table)
 from cotkd.toy import make_toy
 from cotkd.trainer import KDConfig, with_adapters

@@ -19,7 +19,7 @@ from processes import finish
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from training import TINY, losses, make_trainer, tiny, toy_rows, toy_student, toy_teacher
+from training import losses, make_trainer, toy_rows, toy_student, toy_teacher
 from transformers import TrainerCallback
 
 from cotkd import experiment
@@ -29,7 +29,6 @@ from cotkd.cli import main
 from cotkd.distill import distill
 from cotkd.experiment import PRESETS
 from cotkd.files import read_json, read_lines
-from cotkd.losses import fused_loss
 from cotkd.models import load_lm
 from cotkd.prompt import KDCollator, encode
 from cotkd.trainer import Distiller, KDConfig

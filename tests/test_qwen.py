@@ -1,5 +1,4 @@
 "The first generation of Qwen: read without its own code, the same model and the same tokens"
-import base64
 import json
 import os
 import random

@@ -4,7 +4,6 @@ import shlex
 import subprocess
 from pathlib import Path
 
-import pytest
 from pairs import make_pair
 
 from cotkd import experiment
