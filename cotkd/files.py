@@ -211,9 +211,10 @@ def list_files(directory) -> list:
     return sorted(directory.iterdir()) if directory.is_dir() else []
 
 
-def _differences(old, new):
+def _differences(old, new, only=False):  # only: the file holds these parts and no others
     new = json.loads(json.dumps(new))  # what it would be, had it been written
-    return [part for part in new if old.get(part) != new[part]]
+    parts = [*new, *(part for part in old if only and part not in new)]
+    return [part for part in parts if old.get(part) != new.get(part)]
 
 
 def is_scratch(path) -> bool:
@@ -232,7 +233,7 @@ def check_claim(
     path = Path(directory)/name
     if path.exists():
         old = read_json(path)
-        differs = _differences(old.get(inside) or {} if inside else old, belongs)
+        differs = _differences(old.get(inside) or {} if inside else old, belongs, bool(inside))
         if differs:
             raise InputError(f'{directory} holds another {what}, which differs in '
                              f'{", ".join(differs)}: choose another --out, or delete it')

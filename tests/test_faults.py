@@ -255,9 +255,11 @@ def test_a_training_in_bfloat16_goes_on_in_it_and_is_another_one(tmp_path):
         assert models.load_lm(tmp_path/dtype)[0].dtype == torch.float32  # the weights are whole
     assert costs['bfloat16'] != costs['float32']
     assert costs['bfloat16'] == pytest.approx(costs['float32'], rel=.02)
-    with pytest.raises(InputError, match='dtype'):
-        distill(make('llama', 2), make('llama', 1), tokenizer(), ROWS[:8], tmp_path/'float32',
-                config=KDConfig(batch_size=4, dtype='bfloat16', trainer=dict(logging_steps=1)))
+    for begun, other in ('float32', 'bfloat16'), ('bfloat16', 'float32'):
+        config = KDConfig(batch_size=4, dtype=other, trainer=dict(logging_steps=1))
+        with pytest.raises(InputError, match='dtype'):
+            distill(make('llama', 2), make('llama', 1), tokenizer(), ROWS[:8], tmp_path/begun,
+                    config=config)
 
 
 def test_where_rows_cannot_be_packed_it_is_said(monkeypatch, caplog):
