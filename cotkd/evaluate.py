@@ -48,7 +48,7 @@ class Asking:
     temperature: float = 0.  # of the sampling; 0: greedy (the paper: 0.2)
     chat: bool = False  # ask through the tokenizer's chat template
     limit: int = None  # a seeded sample of so many questions of each task, the same for every arm
-    context: int = None  # tokens that prompts are made to fit; None: the model's context
+    context: int = None  # tokens of a prompt and its answer; None: what the model can read
     skip_long: bool = False  # leave out and count questions that do not fit without examples
     batch_size: int = 64  # most prompts at a time
     max_new_tokens: int = None  # of an answer; None: 512, or what the longest target needs
@@ -262,20 +262,20 @@ def make_job(
     rows: list = None,  # of the task; None: `sample_rows`
 ) -> Job:
     "What is asked of this model; raises InputError for prompts that do not fit"
-    from cotkd.models import context_length
-    items = benchmark.items[task]
+    items, context = benchmark.items[task], _context(model, asking)
     rows = sample_rows(task, len(items), asking.limit) if rows is None else sorted(rows)
     prompts, lengths, examples = _choose_prompts(model, tokenizer, benchmark, task, asking, rows)
     scorer = scorer_of(benchmark, asking)
     stop = tuple(scorer.stops[asking.mode])
     room = _room(tokenizer, items, asking)
     targets = {i: items[i]['target'] for i in prompts}
+    cuts = [context] if max(lengths.values(), default=0) + room > context else []
     row = expected_row(benchmark, task, subject, asking) | dict(
         index=None if list(prompts) == list(range(len(items))) else list(prompts),
         skipped=len(rows) - len(prompts), examples=None if examples == asking.shots else examples,
         dtype=str(model.dtype).removeprefix('torch.'),
-        recipe=digest(prompts, targets, stop, room))
-    return Job(row, prompts, lengths, targets, stop, room, context_length(model.config), scorer)
+        recipe=digest(prompts, targets, stop, room, *cuts))
+    return Job(row, prompts, lengths, targets, stop, room, context, scorer)
 
 # %% ../nbs/15_evaluate.ipynb #865698b7
 def _finished(run_dir, job):
@@ -333,9 +333,9 @@ def _ask_rows(model, tokenizer, job, known, mine, part, asking, on_rows):
 
     only = [p for p, i in enumerate(rows) if i in set(mine)]  # the prefix is that of all rows
     generate_batch(model, tokenizer, list(job.prompts.values()), stop=job.stop, only=only,
-                   max_new_tokens=job.max_new_tokens, batch_size=asking.batch_size,
-                   temperature=asking.temperature, seed=job.row['seed'], chat=asking.chat,
-                   on_batch=keep)
+                   max_new_tokens=job.max_new_tokens, context=job.context,
+                   batch_size=asking.batch_size, temperature=asking.temperature,
+                   seed=job.row['seed'], chat=asking.chat, on_batch=keep)
 
 # %% ../nbs/15_evaluate.ipynb #dbe42e47
 def _not_as_asked(job):

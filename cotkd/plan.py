@@ -11,8 +11,7 @@ __all__ = ['SHAPE', 'ARCHITECTURES', 'GPUS', 'NONE', 'ROWS', 'WHOLE', 'PAIRS', '
            'reading_seconds', 'all_rows', 'validation_flops', 'count_updates', 'training_seconds', 'arm_costs',
            'prompt_bytes', 'Questions', 'find_questions', 'Written', 'Writer', 'find_writer', 'rows_at_once',
            'asking_seconds', 'asking_bytes', 'downloads', 'disk_table', 'Workload', 'training_steps', 'asking_steps',
-           'steps_table', 'smaller_trainings', 'smaller_askings', 'remedies', 'advise', 'memory_size', 'Plan',
-           'total_lines', 'plan']
+           'steps_table', 'smaller_trainings', 'remedies', 'advise', 'memory_size', 'Plan', 'total_lines', 'plan']
 
 # %% ../nbs/21_plan.ipynb #e92e8158
 import math
@@ -41,7 +40,7 @@ from .experiment import (HELD_OUT, PRESETS, Experiment, askings, check_settings,
                               choose_benchmark, members, reads_often, training_rows,
                               variants_of)
 from .files import InputError
-from .generate import CACHE_BYTES, WORTHWHILE
+from .generate import CPU_CACHE, GPU_SHARE, WORTHWHILE
 from .losses import CHUNK_BYTES
 from .models import (choose_precision, count_parameters, keep_layers, load_config,
                           load_tokenizer, skeleton)
@@ -620,12 +619,12 @@ def rows_at_once(
     writer: Writer,
     questions: Questions,
     room: int,  # most new tokens
-    gpu: bool,
+    card: Card | None,  # None: this CPU
     batch_size: int = 64,  # most rows
 ) -> int:
-    "As many as the budget for keys and values allows, which is the same on every card"
-    budget = CACHE_BYTES['cuda' if gpu else 'cpu']
-    return int(max(1, min(batch_size, budget // (writer.kv * (questions.own + room)))))
+    "As many as there is memory for keys and values, as in `generate_batch`"
+    free = GPU_SHARE * (card.memory * 1e9 - writer.memory) if card else CPU_CACHE
+    return int(max(1, min(batch_size, free // (writer.kv * (questions.own + room)))))
 
 # %% ../nbs/21_plan.ipynb #098f0ae9
 def asking_seconds(
@@ -637,7 +636,7 @@ def asking_seconds(
     "Prompts are read, then answers are written batch by batch"
     answer = ANSWERS[asking.mode]
     room = asking.max_new_tokens or answer.most
-    rows = rows_at_once(writer, questions, room, True, asking.batch_size)
+    rows = rows_at_once(writer, questions, room, card, asking.batch_size)
     tokens = len(questions.counts) * questions.shared + sum(questions.counts) * questions.own
     reading = tokens * 2 * writer.body / (card.tflops * 1e12 * UTILISATION)
     steps = min(answer.longest, room)
@@ -652,11 +651,11 @@ def asking_bytes(
     writer: Writer,
     questions: Questions,
     asking: Asking,
-    gpu: bool,
+    card: Card | None,  # None: this CPU
 ) -> float:
     "Weights, keys and values if all answers run to the limit, and scores of the next token"
     room = asking.max_new_tokens or ANSWERS[asking.mode].most
-    rows = rows_at_once(writer, questions, room, gpu, asking.batch_size)
+    rows = rows_at_once(writer, questions, room, card, asking.batch_size)
     kv = writer.kv * (questions.shared + rows * (questions.own + room))
     scores = rows * writer.vocab * (6 + 24 * (asking.temperature > 0))  # sampled in float64
     return writer.memory + kv + scores
@@ -780,7 +779,7 @@ def asking_steps(
         for asking in _all_askings(experiment, arm):
             questions = find_questions(experiment, asking)
             count += sum(questions.counts)
-            size = max(size, asking_bytes(writer, questions, asking, bool(card)))
+            size = max(size, asking_bytes(writer, questions, asking, card))
             time += asking_seconds(writer, questions, asking, card) if card else math.nan
         times = seeds if arm.trained else 1
         found[f'ask {arm.name}'] = {'questions': times * count, **_step(times * time, size)}
@@ -819,33 +818,21 @@ def smaller_trainings(work: Workload) -> dict:  # settings, a tuple -> GB
     return found
 
 # %% ../nbs/21_plan.ipynb #7c0804bc
-def smaller_askings(work: Workload, name: str) -> dict:  # settings, a tuple -> GB
-    "What answers take if they may be shorter"
-    found, most = {}, work.experiment.max_new_tokens // 2
-    while most >= 64:
-        changed = replace(work.experiment, max_new_tokens=most)
-        found[f'--set max_new_tokens={most}',] = asking_steps(changed, work.card)[name][MEMORY]
-        most //= 2
-    return found
-
-
 def remedies(
     work: Workload,
     step: str,  # of `steps_table`
 ) -> list:  # texts; empty: there is none
     "The least change that makes a step fit, and one that is as small"
-    found = {}
-    if step.startswith('train'):
-        found = smaller_trainings(work)
-        if work.how == 'live' and 'cached' in work.memory():
-            found['cotkd cache, then distill --cache',] = work.memory().cached['sum'] / 1e9
-    elif step.startswith('ask'):
-        found = smaller_askings(work, step)
+    if not step.startswith('train'):
+        return []
+    found = smaller_trainings(work)
+    if work.how == 'live' and 'cached' in work.memory():
+        found['cotkd cache, then distill --cache',] = work.memory().cached['sum'] / 1e9
     fits = {chosen: x for chosen, x in found.items() if x <= memory_size(work.card)}
     least = min(map(len, fits), default=0)
     texts = [f'{" and ".join(chosen)} ({x:.0f} GB)' for chosen, x in fits.items()
              if len(chosen) == least]
-    return texts[:1 if step.startswith('ask') else 2]
+    return texts[:2]
 
 # %% ../nbs/21_plan.ipynb #cc3c2e5f
 def advise(

@@ -301,6 +301,24 @@ def test_answers_that_the_context_cuts_are_counted_apart(student, tmp_path):
     assert result['truncated'] == 1 + (ended[1] >= 11)
 
 
+def test_the_model_with_the_longer_context_has_no_longer_answer(student, tmp_path):
+    "The shorter context of a pair holds for both"
+    model, tokenizer = student
+    mine = Benchmark('mine', items=dict(a=[dict(input='why?', target='x')]))
+    prompt = add_examples('', 'why?', 'cot')
+    context = len(encode_prompts(tokenizer, [prompt])[0]) + 5
+    whole, cut_off = [
+        evaluate(model, tokenizer, mine, Subject('teacher', 'toy-student'),
+                 Asking(max_new_tokens=12, context=most), out=tmp_path/str(most), progress=False)[0]
+        for most in (None, context)]
+    assert (whole['context_cut'], cut_off['context_cut']) == (0, 1)
+    assert whole['recipe'] != cut_off['recipe']  # what is on file is asked again
+    text = read_lines(prediction_path(tmp_path/str(context), cut_off))[0]['text']
+    assert len(tokenizer(text, add_special_tokens=False)['input_ids']) == 5
+    longer = read_lines(prediction_path(tmp_path/'None', whole))[0]['text']
+    assert longer.startswith(text) and longer != text
+
+
 def test_answers_in_another_precision_are_others(student, benchmark, tmp_path):
     "They are asked again, say so, and are not compared"
     for arm, dtypes in dict(kd=('bfloat16', 'float32'), kd_cot=('bfloat16',)).items():

@@ -1,0 +1,54 @@
+"Batches: what they take of the memory, and that they say what a model says alone."
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cotkd.generate import Prefix, attend_both, cache_room, can_batch
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_attention_to_a_shared_prefix_is_as_exact_as_torch_s(dtype):
+    "Where scores are large, as in Qwen: rounded to 16 bits they would be wrong by tenths"
+    torch.manual_seed(0)
+    B, H, h, P, S, D = 3, 4, 2, 20, 5, 16
+    query = (6*torch.randn(B, H, 1, D)).to(dtype)
+    prefix = Prefix(*((6*torch.randn(h, P, D)).to(dtype) for _ in range(2)))
+    keys, values = ((6*torch.randn(B, h, S, D)).to(dtype) for _ in range(2))
+    mask = torch.zeros(B, 1, 1, S, dtype=dtype)
+    all_keys = torch.cat([prefix.keys.expand(B, h, P, D), keys], 2)
+    all_values = torch.cat([prefix.values.expand(B, h, P, D), values], 2)
+    attend = [x.repeat_interleave(H//h, 1) for x in (all_keys, all_values)]
+    exact = F.scaled_dot_product_attention(query.double(), *(x.double() for x in attend))
+    theirs = F.scaled_dot_product_attention(query, *attend)
+    ours = attend_both(query, prefix, keys, values, mask, D**-.5)
+    assert ours.dtype == dtype
+    assert (ours - exact).abs().max() <= (theirs - exact).abs().max() + 1e-5
+
+
+def test_a_tie_that_a_batch_breaks_differently_is_no_fault():
+    "Two tokens are equally good, and rounding in the batch prefers the other one"
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                         num_attention_heads=2, initializer_range=.5)
+    model = LlamaForCausalLM(config).eval()
+    row = list(range(3, 15))
+    with torch.no_grad():
+        best = int(model(torch.tensor([row])).logits[0, -1].argmax())
+        other = best + 1
+        model.lm_head.weight[other] = model.lm_head.weight[best]
+
+    def prefer_other(head, inputs, logits):
+        logits[..., other] += 1e-6*(len(logits) - 1)
+
+    model.lm_head.register_forward_hook(prefer_other)
+    assert can_batch(model, row)
+
+
+def test_a_batch_takes_most_of_what_a_gpu_has_free(monkeypatch):
+    "What torch holds and does not use is free as well"
+    for name, size in dict(memory_reserved=6e9, memory_allocated=2e9).items():
+        monkeypatch.setattr(f'torch.cuda.{name}', lambda device, size=size: int(size))
+    monkeypatch.setattr('torch.cuda.mem_get_info', lambda device: (int(16e9), int(80e9)))
+    assert cache_room(torch.device('cuda')) == int(.7*(16e9 + 4e9))
+    assert cache_room(torch.device('cpu')) == 2**31
