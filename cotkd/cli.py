@@ -369,10 +369,17 @@ def _score_line(row):
 def _percent(row):
     return 100 * row['correct'] / row['n'] if row['n'] else float('nan')
 
-
+# %% ../nbs/22_cli.ipynb #7216f30e
 def _averages(rows, benchmark):
+    import pandas as pd
+    from cotkd.gains import in_full, in_full_label
     from cotkd.stats import aggregate
-    found = aggregate({row['task']: _percent(row) for row in rows}, benchmark.averages)
+    shares = {row['task']: _percent(row) for row in rows}
+    found = aggregate(shares, benchmark.averages)
+    full = in_full(pd.DataFrame(rows))
+    if full:
+        label = in_full_label(pd.DataFrame(rows), benchmark.averages)
+        found[label] = sum(shares[task] for task in full) / len(full)
     return {name: value for name, value in found.items() if value is not None}
 
 # %% ../nbs/22_cli.ipynb #9fa01ab0

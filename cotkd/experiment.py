@@ -394,12 +394,15 @@ def check_pair(
     experiment: Experiment,
 ) -> tuple:  # tokenizer, `Limits` of both models
     "Teacher and student exist and speak one vocabulary; InputError otherwise; loads no model"
-    from cotkd.models import align_vocab, limits_of, load_config, load_tokenizer
+    from cotkd.models import align_vocab, check_attention, limits_of, load_config, load_tokenizer
     remote = experiment.trust_remote_code
     names = experiment.teacher, experiment.student
     tokenizers = [load_tokenizer(name, remote) for name in names]
     vocab = align_vocab(*tokenizers)
     check_end(tokenizers[0], experiment.teacher)
+    if experiment.attn:
+        for name in names:
+            check_attention(name, experiment.attn, remote)
     if experiment.chat:
         chat_end(tokenizers[0])
     return tokenizers[0], limits_of([load_config(name, remote) for name in names], vocab)

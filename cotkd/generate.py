@@ -184,12 +184,13 @@ def attend_both(
         parts = [attend_both(query[r], prefix, keys[r], values[r], mask[r], scaling) for r in rows]
         return torch.cat(parts)
     # heads that look at the same keys: one product; 16 bits would be too coarse for the scores
-    q = query.reshape(B, h, -1, D).float()*scaling
-    common = _apart(_together(q, h) @ prefix.keys.float().mT, h, B)
-    own = q @ keys.float().mT
+    exact = torch.promote_types(query.dtype, torch.float32)
+    q = query.reshape(B, h, -1, D).to(exact)*scaling
+    common = _apart(_together(q, h) @ prefix.keys.to(exact).mT, h, B)
+    own = q @ keys.to(exact).mT
     own = (own.view(B, h, -1, T, own.shape[-1]) + mask[:, :, None]).view_as(own)
     common, own = _softmax_of_both(common, own)
-    out = _apart(_together(common, h) @ prefix.values.float(), h, B) + own @ values.float()
+    out = _apart(_together(common, h) @ prefix.values.to(exact), h, B) + own @ values.to(exact)
     return out.reshape(B, H, T, D).to(query.dtype)
 
 # %% ../nbs/12_generate.ipynb #977bbd4f

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'FOR_EACH', 'NUMBERS', 'load_config', 'load_tokenizer', 'check_finite', 'default_device',
-           'choose_precision', 'load_lm', 'qwen2_names', 'keep_layers', 'skeleton', 'layer_stack', 'skipping',
-           'drop_layers', 'processes', 'alone', 'parameter_table', 'align_vocab', 'context_length', 'limits_of', 'Head',
-           'read_head', 'body_of', 'check_head', 'packs', 'Sizes', 'is_mixture', 'count_parameters', 'state_identity']
+           'choose_precision', 'load_lm', 'qwen2_names', 'keep_layers', 'skeleton', 'check_attention', 'layer_stack',
+           'skipping', 'drop_layers', 'processes', 'alone', 'parameter_table', 'align_vocab', 'context_length',
+           'limits_of', 'Head', 'read_head', 'body_of', 'check_head', 'packs', 'Sizes', 'is_mixture',
+           'count_parameters', 'state_identity']
 
 # %% ../nbs/06_models.ipynb #5beb8a31
 import copy
@@ -25,7 +26,7 @@ from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from .files import InputError, only_one, read_json, without_leftovers
+from .files import InputError, only_one, read_json, visible, without_leftovers
 from .names import adapter_base, check_files, first_qwen, hub_answers, no_model, parse_name
 from .prompt import Limits, check_fast
 
@@ -170,6 +171,7 @@ def load_lm(
     precision = choose_precision(load_config(name, trust_remote_code), dtype, device)
     how = dict(dtype=getattr(torch, precision), trust_remote_code=trust_remote_code)
     if attn:
+        check_attention(name, attn, trust_remote_code)
         how['attn_implementation'] = attn
     if base:
         model = _load_adapted(name, found.path, base, **how)
@@ -333,10 +335,24 @@ def keep_layers(
 def skeleton(
     config,  # of a model
     dtype=torch.float32,
+    attn: str = None,  # as for `load_lm`
 ):  # a causal language model on the meta device
     "Shapes without weights: what a model would take"
     with torch.device('meta'):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn)
+
+
+def check_attention(
+    name: str,  # as for `load_lm`
+    attn: str,  # as for `load_lm`
+    trust_remote_code: bool = False,  # as for `load_lm`
+):
+    "Raise InputError for an attention that model or machine cannot compute; loads no weights"
+    try:
+        skeleton(load_config(name, trust_remote_code), attn=attn)
+    except (ValueError, ImportError) as error:
+        raise InputError(f'attn is {attn!r}, and {visible(name)} cannot have it here: '
+                         f'{str(error).splitlines()[0]}') from error
 
 # %% ../nbs/06_models.ipynb #412c6981
 def layer_stack(model) -> tuple:  # (name, ModuleList)

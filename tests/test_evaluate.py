@@ -11,6 +11,7 @@ from processes import call, finish
 from cotkd import generate
 from cotkd.bbh import (OFFICIAL_STOPS, Benchmark, Scorer, add_examples, bbh_benchmark,
                        toy_benchmark)
+from cotkd.cli import print_scores
 from cotkd.evaluate import Asking, Subject, evaluate, sample_rows, unfinished
 from cotkd.files import InputError, read_lines
 from cotkd.gains import gains_table
@@ -272,6 +273,10 @@ def test_a_task_is_asked_with_the_most_examples_that_fit(mode, student, wordy, t
         assert of_short['examples'] is None or of_short['examples'] >= shown
         said = capsys.readouterr().err
         assert (f'long: {shown} of 3 worked examples' in said) == (shown < 3)
+        print_scores([of_long, of_short], wordy)
+        apart = shown < 3 and of_short['examples'] is None
+        found = 'average of 1 task with all 3 examples' in capsys.readouterr().out
+        assert found == apart
 
 
 def test_arms_are_compared_only_with_the_same_examples(student, wordy, tmp_path):

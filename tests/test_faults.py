@@ -18,6 +18,7 @@ from cotkd.cli import main
 from cotkd.data import load_cot
 from cotkd.distill import Clock, distill, last_checkpoint, training_arguments, validate
 from cotkd.evaluate import Asking, Subject, evaluate
+from cotkd.experiment import Experiment, check_pair
 from cotkd.files import InputError, data_files, file_digest, launched, write_lines
 from cotkd.models import check_finite, count_parameters, load_lm
 from cotkd.toy import make_toy
@@ -242,6 +243,17 @@ def test_a_precision_that_there_is_not_is_refused(dtype):
 def test_a_model_is_read_in_the_precision_that_is_named():
     assert models.load_lm('toy-student')[0].dtype == torch.float32
     assert models.load_lm('toy-student', dtype='bfloat16')[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('attn', ['nonsense', 'flash_attention_2'])
+def test_an_attention_that_there_is_not_is_found_before_a_model_is_read(attn, monkeypatch):
+    "flash-attn is not installed here, and its kernels are for GPUs"
+    monkeypatch.setattr(models, '_load_weights', None)
+    with pytest.raises(InputError, match=f'attn is .{attn}.*toy-student'):
+        models.load_lm('toy-student', attn=attn)
+    with pytest.raises(InputError, match=f'attn is .{attn}.*toy-teacher'):
+        check_pair(Experiment(attn=attn))
+    check_pair(Experiment(attn='eager'))
 
 
 def test_a_training_in_bfloat16_goes_on_in_it_and_is_another_one(tmp_path):
