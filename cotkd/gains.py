@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MACRO', 'arm_label', 'asked_label', 'contrast_label', 'task_order', 'task_label', 'accuracies', 'named_average',
            'task_shares', 'average_label', 'task_labels', 'in_full', 'in_full_label', 'results_contrasts',
-           'finished_tasks', 'average_row', 'gains_table', 'format_percent', 'format_signed', 'format_p',
-           'format_interval', 'format_gain', 'own_questions', 'format_count', 'arm_labels', 'format_table',
+           'finished_tasks', 'average_row', 'average_gain', 'gains_table', 'format_percent', 'format_signed',
+           'format_p', 'format_interval', 'format_gain', 'own_questions', 'format_count', 'arm_labels', 'format_table',
            'is_simulated', 'finding', 'describe_asking', 'describe_seeds', 'model_names', 'describe_setting',
            'arm_interval', 'accuracy_table']
 
@@ -200,15 +200,31 @@ def average_row(
     return _row(pairs, n_boot, task_shares(tasks, averages) if tasks else None)
 
 
+def _averages_of(results, c):
+    return find_benchmark(contrast_setting(results, c)['benchmark']).averages
+
+
+def average_gain(
+    results: pd.DataFrame,  # from `load_results`
+    c,  # `Contrast`
+    n_boot: int = 10_000,
+    tasks=None,  # of these alone; None: of all
+) -> pd.Series:
+    "The last line of `gains_table` for one contrast"
+    pairs = pair_items(results, c)
+    if tasks is not None:
+        pairs = pairs[pairs.task.isin(tasks)]
+    return pd.Series(average_row(pairs, _averages_of(results, c), n_boot))
+
+# %% ../nbs/17_gains.ipynb #0e7fc394
 def _one_contrast(results, c, n_boot):
     pairs = pair_items(results, c)
-    averages = find_benchmark(contrast_setting(results, c)['benchmark']).averages
     if MACRO in set(results.task):
         raise InputError(f'a task is named {MACRO!r}, as the average is: give it another name')
     rows = {task: _row(pairs[pairs.task == task], n_boot) for task in task_order(results.task)}
     table = pd.DataFrame.from_dict(rows, orient='index')
     table['p_holm'] = holm(table.p_mcnemar)
-    table.loc[MACRO] = average_row(pairs, averages, n_boot)
+    table.loc[MACRO] = average_row(pairs, _averages_of(results, c), n_boot)
     return table
 
 # %% ../nbs/17_gains.ipynb #0b1eb605
@@ -228,10 +244,9 @@ def gains_table(
 
 def _row_in_full(results, c, n_boot):
     "The average over the tasks asked with all worked examples; None where all of them were"
-    pairs = pair_items(results, c)
-    part = pairs[pairs.task.isin(in_full(results))]
-    averages = find_benchmark(contrast_setting(results, c)['benchmark']).averages
-    return average_row(part, averages, n_boot) if len(part) else None
+    tasks = in_full(results)
+    found = average_gain(results, c, n_boot, tasks) if tasks else dict(n=0)
+    return dict(found) if found['n'] else None
 
 
 def _remark(results, c):

@@ -27,10 +27,10 @@ from .arms import Asked, contrast, find_arm, find_asked, order_arms, reference_a
 from .bbh import AVERAGES, find_benchmark
 from .figures import colour_of, new_figure, plot_gains, write_title
 from .files import InputError, read_json, visible, write_text
-from .gains import (MACRO, accuracies, arm_interval, arm_label, arm_labels, contrast_label,
-                         describe_asking, describe_setting, finding, format_gain, format_interval,
-                         format_percent, format_signed, format_table, gains_table, named_average,
-                         results_contrasts, task_label, task_order, task_shares)
+from .gains import (MACRO, accuracies, arm_interval, arm_label, arm_labels, average_gain,
+                         contrast_label, describe_asking, describe_setting, finding, format_gain,
+                         format_interval, format_percent, format_signed, format_table, gains_table,
+                         named_average, results_contrasts, task_label, task_order, task_shares)
 from .prompt import MODES
 from .records import (FIELDS, KEY, VARIANTS, contrast_setting, drop_defects, fewer_examples,
                            load_results, pair_items, read_predictions, results_of, results_path,
@@ -231,8 +231,8 @@ def error_table(
     for kind in KINDS.values():
         counted = _count_as_right(answers, kind)
         shares = {arm: arm_interval(counted, find_asked(arm))['delta'] for arm in _own(answers)}
-        table = gains_table(counted, results_contrasts(counted, chosen)[:1])
-        rows[kind] = shares | table.iloc[-1][['n', 'delta', 'low', 'high']].to_dict()
+        change = average_gain(counted, results_contrasts(counted, chosen)[0])
+        rows[kind] = shares | change[['n', 'delta', 'low', 'high']].to_dict()
     return pd.DataFrame.from_dict(rows, orient='index')
 
 
@@ -452,7 +452,7 @@ def _defects(results, table):
     sound = pd.DataFrame([drop_defects(row) for row in results.to_dict('records')])
     if sound.n.sum() == results.n.sum():
         return []
-    row = gains_table(sound, [table.index[0][0]]).iloc[-1]
+    row = average_gain(sound, contrast(table.index[0][0]))
     return ['Questions known to be defective are counted, as in every published score. Without '
             f'them the gain is {format_gain(row)} points.']
 
@@ -607,7 +607,7 @@ def variants_table(
             found[label] = load_results(Path(run_dir)/name)
     if len(found) == 1:
         return pd.DataFrame()
-    rows = {label: _average_cells(gains_table(part, [c]).iloc[-1]) for label, part in found.items()}
+    rows = {label: _average_cells(average_gain(part, c)) for label, part in found.items()}
     return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../nbs/19_report.ipynb #04b56c1f
