@@ -2,13 +2,15 @@
 
     python tools/made/real_pair.py run --teacher DIR --student DIR       # hours; stop it any time
     python tools/made/real_pair.py in-domain --teacher DIR --student DIR
+    python tools/made/real_pair.py lens --teacher DIR --student DIR
     python tools/made/real_pair.py collect
 
 Both are the Instruct models. COTKD_DATA and COTKD_BBH name the directories of rationales and of
 BIG-Bench-Hard. `run` is the preset `qwen2.5-coder` with fewer rows and a sample of each task, as
-two CPU cores allow. `in-domain` asks every model held-out questions of the tasks it was trained
-on, without examples. Both can be stopped; the same command continues. `collect` writes what the
-study shows to cotkd/results: numbers and 0/1 strings, no text.
+two CPU cores allow. `in-domain` asks every model held-out questions of the tasks they were trained
+on, without examples. Both can be stopped; the same command continues. `lens` lets all of them read
+one example of our own, and `collect` writes what the study shows to cotkd/results: numbers and 0/1
+strings, no text of a benchmark.
 """
 import argparse
 import os
@@ -19,6 +21,7 @@ from cotkd.data import load_cot
 from cotkd.evaluate import Asking, Subject, evaluate
 from cotkd.experiment import configure, members, place_of, run
 from cotkd.files import read_json, read_lines, write_json, write_lines
+from cotkd.lens import read_tokens
 from cotkd.models import load_lm
 from cotkd.names import trained_from
 from cotkd.prompt import MODES
@@ -26,11 +29,17 @@ from cotkd.records import read_results, results_path
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = dict(rows='1600', dev='.003', epochs='1', limit='15', other_prompt='15',
-                max_new_tokens='320')
+                max_new_tokens='320', also='')
 TRAINER = dict(eval_steps=.1, save_steps=.1)
 TASKS = ('gsm8k', 'creak', 'aqua', 'strategyqa')  # of cot_dev.jsonl
 PER_TASK = 100
 ROOM = 200  # tokens of an answer with its rationale
+EXAMPLE = dict(
+    source='A shop sells pens in boxes of 12. Mia buys 3 boxes and gives 7 pens to her brother. '
+           'How many pens does she keep?',
+    rationale='Three boxes hold 3 * 12 = 36 pens. She gives 7 of them away, so she keeps '
+              '36 - 7 = 29 pens.',
+    target='29')
 
 
 def data(name):
@@ -57,18 +66,34 @@ def held_out_questions():
     return Benchmark('cot_dev', 'Held-out questions of the training tasks', items=items)
 
 
-def ask_in_domain(args):
-    benchmark = held_out_questions()
+def trained(args):
+    "(member, its directory) of teacher, base student and the students that there are"
     for member in members(experiment(args), args.out, seeds=1):
         place = place_of(member, args.out)
-        if not Path(place).is_dir():
+        if Path(place).is_dir():
+            yield member, place
+        else:
             print(f'{member.key} is not trained yet')
-            continue
+
+
+def ask_in_domain(args):
+    benchmark = held_out_questions()
+    for member, place in trained(args):
         model, tokenizer = load_lm(place)
         subject = Subject(member.arm.name, member.name, start=trained_from(place))
         for mode in MODES:
             asking = Asking(mode=mode, max_new_tokens=ROOM if mode == 'cot' else None)
             evaluate(model, tokenizer, benchmark, subject, asking, out=Path(args.out)/'in_domain')
+
+
+def read_example(args):
+    models = {}
+    for member, place in trained(args):
+        models[member.arm.name], tokenizer = load_lm(place)
+    teacher = models.pop('teacher')
+    lens = read_tokens(EXAMPLE, tokenizer, teacher, models, k=3)
+    write_json(ROOT/'cotkd/results/real_pair_lens.json',
+               vars(lens) | dict(kl=lens.kl.round(4).to_dict('list')))
 
 
 def collect(args):
@@ -86,7 +111,8 @@ def collect(args):
     write_json(to/'real_pair.json', config | dict(logs=logs))
 
 
-STEPS = {'run': train_and_ask, 'in-domain': ask_in_domain, 'collect': collect}
+STEPS = {'run': train_and_ask, 'in-domain': ask_in_domain, 'lens': read_example,
+         'collect': collect}
 
 
 def main():
