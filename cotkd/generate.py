@@ -536,20 +536,18 @@ def _scores(model, ids, mask, steps, cache=None, said=None):
     return [x.float() for x in out.logits]
 
 # %% ../nbs/12_generate.ipynb #b5634013
-GPU_SHARE = .7  # of the free memory; scores, and copies while a batch shrinks, take the rest
+GPU_SHARE = .7  # of what the weights leave; scores, and copies as a batch shrinks, take the rest
 CPU_CACHE = 2 * 2**30  # bytes
 
 
 def cache_room(
-    device: torch.device,  # of the model, which is loaded
+    model,  # where it is to answer
 ) -> int:  # bytes
-    "Memory for the keys and values of a batch"
-    if device.type != 'cuda':
+    "For keys and values of a batch; what else is in use does not change it, nor an answer"
+    if model.device.type != 'cuda':
         return CPU_CACHE
-    free, _ = torch.cuda.mem_get_info(device)
-    # torch keeps what it has used before, and can use it again
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(GPU_SHARE * free)
+    card = torch.cuda.get_device_properties(model.device).total_memory
+    return int(GPU_SHARE * (card - model.get_memory_footprint()))
 
 
 @torch.inference_mode()
@@ -593,7 +591,7 @@ def _shared(model, rows, share_prefix):
 def _batches(model, rows, order, how):
     "Positions in `rows`, batch by batch"
     tokens = [len(rows[i].ids) - how.shared + rows[i].room for i in order]
-    most = cache_room(model.device) // max(1, token_bytes(model))
+    most = cache_room(model) // max(1, token_bytes(model))
     batches = cut_batches(tokens, most, how.batch_size)
     return [[order[p] for p in places] for places in batches]
 
