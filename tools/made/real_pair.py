@@ -108,7 +108,9 @@ def collect(args):
                            for key in ('teacher', 'student', 'data')}
     del config['command']
     logs = {path.parent.name: read_lines(path) for path in sorted(out.glob('models/*/log.jsonl'))}
-    write_json(to/'real_pair.json', config | dict(logs=logs))
+    costs = {path.parent.name: read_json(path).get('cost')
+             for path in sorted(out.glob('models/*/distill.json'))}
+    write_json(to/'real_pair.json', config | dict(logs=logs, costs=costs))
 
 
 STEPS = {'run': train_and_ask, 'in-domain': ask_in_domain, 'lens': read_example,
