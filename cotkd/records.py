@@ -293,17 +293,15 @@ def fewer_examples(
     results: pd.DataFrame,  # from `load_results`
 ) -> dict:  # {task: worked examples}
     "Tasks that were asked with fewer than `shots`; InputError where arms were asked with others"
-    found = {}
-    for task, part in results[results.n > 0].groupby('task'):
-        shown = part.examples.astype(float).fillna(part.shots)
-        if shown.nunique() > 1:
-            both = ' and '.join(f'{n:.0f}' for n in sorted(shown.unique()))
-            raise InputError(f'results of {visible(task)} mix {both} worked examples, as many as '
-                             'fit the contexts of their models: ask all of them with --context, '
-                             'the shortest of these contexts')
-        if shown.iloc[0] < part.shots.iloc[0]:
-            found[task] = int(shown.iloc[0])
-    return found
+    asked = results[results.n > 0]
+    shown = asked.examples.astype(float).fillna(asked.shots).groupby(asked.task)
+    fewest, most = shown.min(), shown.max()
+    for task in fewest.index[fewest < most]:
+        raise InputError(f'results of {visible(task)} mix {fewest[task]:.0f} and {most[task]:.0f} '
+                         'worked examples, as many as fit the contexts of their models: ask all '
+                         'of them with --context, the shortest of these contexts')
+    few = fewest[fewest < asked.groupby('task').shots.first()]
+    return few.astype(int).to_dict()
 
 # %% ../nbs/14_records.ipynb #dd51f107
 def results_of(
