@@ -26,7 +26,7 @@ from transformers.masking_utils import eager_mask
 from transformers.utils import logging
 
 from .files import InputError
-from .models import context_length
+from .models import computes_bfloat16, context_length
 from .prompt import cut
 
 # %% ../nbs/12_generate.ipynb #ac751c87
@@ -294,7 +294,7 @@ def end_ids(model, tokenizer) -> list:  # token ids, may be empty
 # %% ../nbs/12_generate.ipynb #cae2e4bf
 @contextmanager
 def packed_linear(
-    model,  # layers on a GPU, or in another precision than float32, are left as they are
+    model,  # layers on a GPU, or in a precision without fast products, are left as they are
 ):
     "Let the linear layers multiply through oneDNN, by weights laid out for it once"
     layers = [m for m in model.modules() if type(m) is torch.nn.Linear and _can_pack(m.weight)]
@@ -311,7 +311,8 @@ def packed_linear(
 def _can_pack(weight):
     there = hasattr(torch.ops.mkldnn, '_linear_pointwise')  # not in every build of torch
     wide = torch.backends.cpu.get_cpu_capability() == 'AVX512'  # measured: otherwise slower
-    return there and wide and weight.device.type == 'cpu' and weight.dtype == torch.float32
+    fast = {torch.float32: wide, torch.bfloat16: computes_bfloat16()}
+    return there and weight.device.type == 'cpu' and fast.get(weight.dtype, False)
 
 
 def _multiply(weight, bias, x):

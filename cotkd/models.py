@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'FOR_EACH', 'NUMBERS', 'load_config', 'load_tokenizer', 'check_finite', 'default_device',
-           'choose_precision', 'load_lm', 'qwen2_names', 'keep_layers', 'skeleton', 'check_attention', 'layer_stack',
-           'skipping', 'drop_layers', 'processes', 'alone', 'parameter_table', 'align_vocab', 'context_length',
-           'limits_of', 'Head', 'read_head', 'body_of', 'check_head', 'packs', 'Sizes', 'is_mixture',
-           'count_parameters', 'state_identity']
+           'computes_bfloat16', 'choose_precision', 'load_lm', 'qwen2_names', 'keep_layers', 'skeleton',
+           'check_attention', 'layer_stack', 'skipping', 'drop_layers', 'processes', 'alone', 'parameter_table',
+           'align_vocab', 'context_length', 'limits_of', 'Head', 'read_head', 'body_of', 'check_head', 'packs', 'Sizes',
+           'is_mixture', 'count_parameters', 'state_identity']
 
 # %% ../nbs/06_models.ipynb #5beb8a31
 import copy
@@ -129,14 +129,18 @@ _BFLOAT16 = ('avx512_bf16', 'amx_bf16', 'sve_bf16')  # instructions of a process
 _WIDE = 512  # hidden size from which they pay
 
 
+def computes_bfloat16() -> bool:
+    "Has this processor instructions for it?"
+    processor = torch.cpu.get_capabilities()
+    return any(processor.get(instruction) for instruction in _BFLOAT16)
+
+
 def _fast_precision(config, device):
     if device != 'cpu':
         # V100 and T4 only imitate bfloat16, slowly
         return 'bfloat16' if torch.cuda.is_bf16_supported(False) else 'float16'
-    processor = torch.cpu.get_capabilities()
-    able = any(processor.get(instruction) for instruction in _BFLOAT16)
     wide = config.get_text_config().hidden_size >= _WIDE
-    return 'bfloat16' if able and wide else 'float32'
+    return 'bfloat16' if wide and computes_bfloat16() else 'float32'
 
 
 def choose_precision(

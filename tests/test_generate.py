@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cotkd.generate import Prefix, attend_both, cache_room, can_batch
+from cotkd.generate import Prefix, attend_both, cache_room, can_batch, packed_linear
+from cotkd.models import computes_bfloat16
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -55,3 +56,19 @@ def test_a_batch_takes_most_of_what_the_weights_leave_on_a_gpu(monkeypatch):
     assert cache_room(model) == int(.7*54e9)
     model.device = torch.device('cpu')
     assert cache_room(model) == 2**31
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+def test_weights_laid_out_once_give_the_same_products(dtype):
+    "For as long as it takes, and only where this processor is fast at it"
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(96, 64)).to(dtype)
+    x = torch.randn(5, 96, dtype=dtype)
+    fast = {torch.float32: torch.backends.cpu.get_cpu_capability() == 'AVX512',
+            torch.bfloat16: computes_bfloat16(), torch.float64: False}
+    with torch.inference_mode():
+        plain = layer(x)
+        with packed_linear(layer):
+            assert ('forward' in vars(layer[0])) == fast[dtype]
+            torch.testing.assert_close(layer(x), plain)
+        assert 'forward' not in vars(layer[0]) and torch.equal(layer(x), plain)
