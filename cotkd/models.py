@@ -126,13 +126,15 @@ def default_device() -> str:
 
 # %% ../nbs/06_models.ipynb #9b73ab3b
 _BFLOAT16 = ('avx512_bf16', 'amx_bf16', 'sve_bf16')  # instructions of a processor
-_WIDE = 512  # hidden size from which they pay
 
 
 def computes_bfloat16() -> bool:
     "Has this processor instructions for it?"
     processor = torch.cpu.get_capabilities()
     return any(processor.get(instruction) for instruction in _BFLOAT16)
+
+# %% ../nbs/06_models.ipynb #2f002bb2
+_WIDE = 512  # hidden size from which bfloat16 pays on a processor
 
 
 def _fast_precision(config, device):
