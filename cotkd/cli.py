@@ -374,11 +374,10 @@ def _averages(rows, benchmark):
     import pandas as pd
     from cotkd.gains import in_full, in_full_label
     from cotkd.stats import aggregate
-    shares = {row['task']: _percent(row) for row in rows}
-    found = aggregate(shares, benchmark.averages)
-    full = in_full(pd.DataFrame(rows))
+    shares, frame = {row['task']: _percent(row) for row in rows}, pd.DataFrame(rows)
+    found, full = aggregate(shares, benchmark.averages), in_full(frame)
     if full:
-        label = in_full_label(pd.DataFrame(rows), benchmark.averages)
+        label = in_full_label(frame, benchmark.averages)
         found[label] = sum(shares[task] for task in full) / len(full)
     return {name: value for name, value in found.items() if value is not None}
 

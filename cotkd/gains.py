@@ -245,8 +245,10 @@ def gains_table(
 def _row_in_full(results, c, n_boot):
     "The average over the tasks asked with all worked examples; None where all of them were"
     tasks = in_full(results)
-    found = average_gain(results, c, n_boot, tasks) if tasks else dict(n=0)
-    return dict(found) if found['n'] else None
+    if not tasks:
+        return None
+    found = average_gain(results, c, n_boot, tasks)
+    return dict(found) if found.n else None
 
 
 def _remark(results, c):

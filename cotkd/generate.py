@@ -542,13 +542,11 @@ CPU_CACHE = 2 * 2**30  # bytes
 
 
 def cache_room(
-    model,  # where it is to answer
+    weights: int,  # bytes, of the model that answers
+    memory: int = None,  # bytes, of its GPU; None: it answers on a CPU
 ) -> int:  # bytes
     "For keys and values of a batch; what else is in use does not change it, nor an answer"
-    if model.device.type != 'cuda':
-        return CPU_CACHE
-    card = torch.cuda.get_device_properties(model.device).total_memory
-    return int(GPU_SHARE * (card - model.get_memory_footprint()))
+    return int(GPU_SHARE * (memory - weights)) if memory else CPU_CACHE
 
 
 @torch.inference_mode()
@@ -589,10 +587,15 @@ def _shared(model, rows, share_prefix):
     return shared if shared >= WORTHWHILE and can_share(model, rows[0]) else 0
 
 
+def _gpu_memory(device):
+    return torch.cuda.get_device_properties(device).total_memory if device.type == 'cuda' else None
+
+
 def _batches(model, rows, order, how):
     "Positions in `rows`, batch by batch"
     tokens = [len(rows[i].ids) - how.shared + rows[i].room for i in order]
-    most = cache_room(model) // max(1, token_bytes(model))
+    room = cache_room(model.get_memory_footprint(), _gpu_memory(model.device))
+    most = room // max(1, token_bytes(model))
     batches = cut_batches(tokens, most, how.batch_size)
     return [[order[p] for p in places] for places in batches]
 

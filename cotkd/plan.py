@@ -40,7 +40,7 @@ from .experiment import (HELD_OUT, PRESETS, Experiment, askings, check_settings,
                               choose_benchmark, members, reads_often, training_rows,
                               variants_of)
 from .files import InputError
-from .generate import CPU_CACHE, GPU_SHARE, WORTHWHILE
+from .generate import WORTHWHILE, cache_room
 from .losses import CHUNK_BYTES
 from .models import (choose_precision, count_parameters, keep_layers, load_config,
                           load_tokenizer, skeleton)
@@ -623,7 +623,7 @@ def rows_at_once(
     batch_size: int = 64,  # most rows
 ) -> int:
     "As many as there is memory for keys and values, as in `generate_batch`"
-    free = GPU_SHARE * (card.memory * 1e9 - writer.memory) if card else CPU_CACHE
+    free = cache_room(writer.memory, card and card.memory * 1e9)
     return int(max(1, min(batch_size, free // (writer.kv * (questions.own + room)))))
 
 # %% ../nbs/21_plan.ipynb #098f0ae9

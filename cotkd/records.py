@@ -296,7 +296,9 @@ def fewer_examples(
     asked = results[results.n > 0]
     shown = asked.examples.astype(float).fillna(asked.shots).groupby(asked.task)
     fewest, most = shown.min(), shown.max()
-    for task in fewest.index[fewest < most]:
+    mixed = fewest.index[fewest < most]
+    if len(mixed):
+        task = mixed[0]
         raise InputError(f'results of {visible(task)} mix {fewest[task]:.0f} and {most[task]:.0f} '
                          'worked examples, as many as fit the contexts of their models: ask all '
                          'of them with --context, the shortest of these contexts')

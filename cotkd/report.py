@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+# %% ../nbs/19_report.ipynb #2153d3bf
 from .arms import Asked, contrast, find_arm, find_asked, order_arms, reference_arms
 from .bbh import AVERAGES, find_benchmark
 from .figures import colour_of, new_figure, plot_gains, write_title
@@ -30,7 +31,8 @@ from .files import InputError, read_json, visible, write_text
 from .gains import (MACRO, accuracies, arm_interval, arm_label, arm_labels, average_gain,
                          contrast_label, describe_asking, describe_setting, finding, format_gain,
                          format_interval, format_percent, format_signed, format_table, gains_table,
-                         named_average, results_contrasts, task_label, task_order, task_shares)
+                         in_full, named_average, results_contrasts, task_label, task_order,
+                         task_shares)
 from .prompt import MODES
 from .records import (FIELDS, KEY, VARIANTS, contrast_setting, drop_defects, fewer_examples,
                            load_results, pair_items, read_predictions, results_of, results_path,
@@ -628,11 +630,11 @@ def _step_by_step(results, arms):
         shares = task_shares(set(results.task), AVERAGES)
         ci = arm_interval(results, Asked(arm, 'cot'), shares)
         found[arm] = format_percent(ci['delta']) + format_interval(ci['low'], ci['high'])
-    table = gains_table(results, ['kd@cot:kd_cot'])
-    found['gain'] = format_gain(table.iloc[-1])
-    full = table.attrs['in_full']['kd@cot:kd_cot']
-    if full:
-        found['gain'] += f', tasks with all examples {format_gain(full)}'
+    c, tasks = contrast('kd@cot:kd_cot'), in_full(results)
+    found['gain'] = format_gain(average_gain(results, c))
+    if tasks:
+        full = format_gain(average_gain(results, c, tasks=tasks))
+        found['gain'] += f', tasks with all examples {full}'
     return found
 
 # %% ../nbs/19_report.ipynb #e4fcb5a1
@@ -691,8 +693,8 @@ def _comparisons(run_dir, results, chosen, config):
         yield 'Asked again', note(_VARIANTS_NOTE) + html_table(variants, 'average')
     arms = PAPER.get(config.get('preset'), {})
     if arms and set(arms) <= set(results[results['mode'] == 'cot'].arm):
-        ours = config.get('ours', {'nothing': 'was recorded'})
-        differs = ', '.join(f'{name} ({text})' for name, text in ours.items())
+        ours = config.get('ours', {})  # of every preset of the paper something
+        differs = ', '.join(f'{name} ({text})' for name, text in ours.items()) or 'not recorded'
         table = paper_table(config['preset'], results)
         yield 'Beside the paper', note(_PAPER_NOTE + differs) + html_table(table, 'average')
 

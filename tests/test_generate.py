@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cotkd.generate import Prefix, attend_both, cache_room, can_batch, packed_linear
+from cotkd.generate import (Prefix, _gpu_memory, attend_both, cache_room, can_batch,
+                            packed_linear)
 from cotkd.models import computes_bfloat16
 
 
@@ -50,12 +51,10 @@ def test_a_tie_that_a_batch_breaks_differently_is_no_fault():
 
 def test_a_batch_takes_most_of_what_the_weights_leave_on_a_gpu(monkeypatch):
     "Whatever else is in use: the same command has the same batches"
-    monkeypatch.setattr('torch.cuda.get_device_properties',
-                        lambda device: SimpleNamespace(total_memory=int(80e9)))
-    model = SimpleNamespace(device=torch.device('cuda'), get_memory_footprint=lambda: int(26e9))
-    assert cache_room(model) == int(.7*54e9)
-    model.device = torch.device('cpu')
-    assert cache_room(model) == 2**31
+    card = SimpleNamespace(total_memory=int(80e9))
+    monkeypatch.setattr('torch.cuda.get_device_properties', lambda device: card)
+    assert cache_room(int(26e9), _gpu_memory(torch.device('cuda'))) == int(.7*54e9)
+    assert cache_room(int(26e9), _gpu_memory(torch.device('cpu'))) == 2**31
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])

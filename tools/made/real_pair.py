@@ -19,7 +19,7 @@ from pathlib import Path, PurePath
 from cotkd.bbh import Benchmark
 from cotkd.data import load_cot
 from cotkd.evaluate import Asking, Subject, evaluate
-from cotkd.experiment import configure, members, place_of, run
+from cotkd.experiment import configure, members, place_of, run, untrained
 from cotkd.files import read_json, read_lines, write_json, write_lines
 from cotkd.lens import read_tokens
 from cotkd.models import load_lm
@@ -68,12 +68,13 @@ def held_out_questions():
 
 def trained(args):
     "(member, its directory) of teacher, base student and the students that there are"
-    for member in members(experiment(args), args.out, seeds=1):
-        place = place_of(member, args.out)
-        if Path(place).is_dir():
-            yield member, place
-        else:
+    pair = experiment(args)
+    waiting = untrained(pair, args.out)
+    for member in members(pair, args.out, seeds=1):
+        if member in waiting:
             print(f'{member.key} is not trained yet')
+        else:
+            yield member, place_of(member, args.out)
 
 
 def ask_in_domain(args):
