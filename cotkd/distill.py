@@ -394,12 +394,12 @@ def _save_last(trainer, out):
     trainer._load_from_checkpoint(last)
     _save_student(trainer, out/'last')
     trainer._load_best_model()
-    trainer.accelerator.wait_for_everyone()  # before the checkpoints go
 
 # %% ../nbs/10_distill.ipynb #bb18036f
 def _finish(trainer, out, record):
     "The student, its log, and last the record that it is done"
     _save_student(trainer, out)
+    trainer.accelerator.wait_for_everyone()  # a slow one may still read the checkpoints that go
     if trainer.is_world_process_zero():
         write_lines(out/'log.jsonl', log_lines(trainer.state.log_history))
         write_json(out/'distill.json', record)

@@ -212,9 +212,16 @@ def list_files(directory) -> list:
 
 
 def _differences(old, new, only=False):  # only: the file holds these parts and no others
+    "Names of parts, such as questions or settings.rows"
     new = json.loads(json.dumps(new))  # what it would be, had it been written
-    parts = [*new, *(part for part in old if only and part not in new)]
-    return [part for part in parts if old.get(part) != new.get(part)]
+    found = []
+    for part in [*new, *(part for part in old if only and part not in new)]:
+        a, b = old.get(part), new.get(part)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f'{part}.{name}' for name in _differences(a, b, only=True)]
+        elif a != b:
+            found.append(part)
+    return found
 
 
 def is_scratch(path) -> bool:

@@ -304,6 +304,14 @@ def test_a_claim_is_compared_part_by_part(tmp_path):
     assert files.read_json(run/'run.json')['rows'] == 4
 
 
+def test_a_part_of_parts_is_compared_by_name(tmp_path):
+    run = tmp_path/'run'
+    files.claim(run, 'run.json', dict(settings=dict(lr=1, epochs=2, chat=True)), 'run')
+    asked = dict(settings=dict(lr=2, epochs=2, seed=0))
+    assert 'differs in settings.lr, settings.seed, settings.chat: ' in (
+        error(files.claim, run, 'run.json', asked, 'run'))
+
+
 def test_a_claim_may_stand_inside_a_record(tmp_path):
     claim = tmp_path/'student', 'distill.json', dict(lr=1), 'distillation', 'recipe'
     assert files.claim(*claim) is None
