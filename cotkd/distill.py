@@ -356,12 +356,12 @@ def _take(out, recipe, resume):
     return cost
 
 # %% ../nbs/10_distill.ipynb #0fa1ef02
-def _record(job, trainer, student, encoded, recipe):
+def _record(job, trainer, encoded, recipe):
     "What will stand in distill.json"
     n = len(encoded) - job.dev
     updates = trainer.state.global_step
     passes = updates * job.config.batch_size / n
-    cost = kd_cost(job.teacher, student, [encoded[i] for i in range(n)], passes)
+    cost = kd_cost(job.teacher, trainer.model.student, [encoded[i] for i in range(n)], passes)
     cost = dict(updates=updates, **cost)
     looks, metric = {}, job.metric
     if metric:
@@ -414,10 +414,8 @@ def _free_memory():
         torch.cuda.empty_cache()
 
 # %% ../nbs/10_distill.ipynb #89633063
-def _train(job, args, out, recipe, callbacks):
-    "Encode, train, save; -> the cost"
-    encoded = encode_rows(job.rows, job.tokenizer, job.mode, job.config.chat, job.limits)
-    set_seed(job.config.seed)
+def _make_trainer(job, args, encoded, callbacks):
+    "For a student with adapters, or for all its weights"
     if job.config.lora_rank:
         student = with_adapters(job.student, job.config.lora_rank)
     else:
@@ -431,8 +429,18 @@ def _train(job, args, out, recipe, callbacks):
         trainer.remove_callback(callback)
     for callback in (Clock(), *callbacks):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
-    record = _record(job, trainer, student, encoded, recipe)
+    return trainer
+
+# %% ../nbs/10_distill.ipynb #4572e7d9
+def _train(job, args, out, recipe, callbacks):
+    "Encode, train, save; -> the cost"
+    encoded = encode_rows(job.rows, job.tokenizer, job.mode, job.config.chat, job.limits)
+    set_seed(job.config.seed)
+    start = last_checkpoint(out)
+    args.eval_on_start &= start is None  # a checkpoint comes with that look
+    trainer = _make_trainer(job, args, encoded, callbacks)
+    trainer.train(resume_from_checkpoint=start)
+    record = _record(job, trainer, encoded, recipe)
     record['cost']['seconds'] = _seconds(trainer)
     if job.keep_last:
         _save_last(trainer, out)

@@ -451,16 +451,16 @@ def rescore(
     run_dir,
     result: dict,  # one of its results: official scorer, mode "cot"
     items: list,  # all items of its task
-    scorer: str = 'lm-eval',  # which rule reads the texts now
+    scorer='lm-eval',  # which rule reads the texts now: a name, or a `Scorer`
 ) -> dict:  # the result by that scorer
     "What another scorer reads in the same texts; ValueError for texts that end too early to know"
+    rule = scorer if isinstance(scorer, Scorer) else find_scorer(scorer)
     if (result['scorer'], result['mode']) != ('official', 'cot'):
         raise ValueError(f'texts of scorer {result["scorer"]}, mode {result["mode"]} end too early '
-                         f'for {scorer}: evaluate again with scorer={scorer!r}')
-    rule = find_scorer(scorer)
+                         f'for {rule.name}: evaluate again with scorer={rule.name!r}')
     verdicts = []
     for line in read_lines(prediction_path(run_dir, result)):
         answer = rule.answer(line['text'], 'cot')
         verdicts.append(rule.equal(answer, items[line['index']]['target']))
     bits = ''.join(str(int(correct)) for correct in verdicts)
-    return dict(result, scorer=scorer, correct=bits.count('1'), items=bits)
+    return dict(result, scorer=rule.name, correct=bits.count('1'), items=bits)

@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, partial
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import (AttentionInterface, AttentionMaskInterface, DynamicCache,
@@ -584,7 +585,18 @@ def _shared(model, rows, share_prefix):
     if not share_prefix or len(rows) < 2:
         return 0
     shared = shared_length(rows)
-    return shared if shared >= WORTHWHILE and can_share(model, rows[0]) else 0
+    return shared if shared >= WORTHWHILE and _known(can_share, model, rows[0]) else 0
+
+
+_KNOWN = WeakKeyDictionary()  # model -> {check: what it said}
+
+
+def _known(check, model, row):
+    "What a check says of a model, found once for all that the model is asked"
+    said = _KNOWN.setdefault(model, {})
+    if check not in said:
+        said[check] = check(model, row)
+    return said[check]
 
 
 def _gpu_memory(device):
@@ -619,7 +631,7 @@ def _answers(model, tokenizer, rows, only, how, share_prefix):
     if hasattr(model, 'get_base_model'):
         model = model.get_base_model()  # of peft
     with torch.inference_mode(), plain_settings(model), packed_linear(model):
-        if not can_batch(model, rows[order[0]].ids):
+        if not _known(can_batch, model, rows[order[0]].ids):
             for i in order:
                 yield [i], [complete_alone(model, tokenizer, rows[i], how)]
             return

@@ -96,14 +96,26 @@ def test_kills_leave_the_same_student(rank, kills, whole, tmp_path):
     assert not list((tmp_path/'killed').glob('checkpoint-*'))
 
 
+class Looks(TrainerCallback):
+    "The updates after which the held-out rows were read"
+
+    def __init__(self):
+        self.after = []
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.after.append(state.global_step)
+
+
 def test_a_torn_checkpoint_is_passed_over(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(module, '_finish', lambda *args: None)  # as if killed just before the end
     train(tmp_path/'killed')
     monkeypatch.undo()
     newest = max((tmp_path/'killed').glob('checkpoint-*'), key=lambda p: int(p.name[11:]))
     (newest/'trainer_state.json').write_text('{"torn')
-    train(tmp_path/'killed')
+    looks = Looks()
+    train(tmp_path/'killed', callbacks=[looks])
     assert same_student(tmp_path/'killed', whole(0))
+    assert looks.after == [int(newest.name[11:])]  # not once more at the checkpoint before
 
 
 def test_another_training_is_refused(tokenizer, rows, tmp_path):

@@ -16,16 +16,16 @@ import argparse
 import os
 from pathlib import Path, PurePath
 
-from cotkd.bbh import Benchmark
+from cotkd.bbh import OFFICIAL_STOPS, Benchmark, Scorer, bbh_benchmark, official_answer
 from cotkd.data import load_cot
-from cotkd.evaluate import Asking, Subject, evaluate
+from cotkd.evaluate import Asking, Subject, evaluate, rescore
 from cotkd.experiment import configure, members, place_of, run, untrained
 from cotkd.files import read_json, read_lines, write_json, write_lines
 from cotkd.lens import read_tokens
 from cotkd.models import load_lm
 from cotkd.names import trained_from
 from cotkd.prompt import MODES
-from cotkd.records import read_results, results_path
+from cotkd.records import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = dict(rows='1600', dev='.003', epochs='1', limit='15', other_prompt='15',
@@ -40,6 +40,16 @@ EXAMPLE = dict(
     rationale='Three boxes hold 3 * 12 = 36 pens. She gives 7 of them away, so she keeps '
               '36 - 7 = 29 pens.',
     target='29')
+
+
+
+
+def first_sentence(text, mode):
+    "The official answer is a whole line, and a model that talks on behind its answer is wrong"
+    return official_answer(text, mode).split('. ')[0]
+
+
+FIRST_SENTENCE = Scorer('first-sentence', OFFICIAL_STOPS, first_sentence)
 
 
 def data(name):
@@ -97,13 +107,21 @@ def read_example(args):
                vars(lens) | dict(kl=lens.kl.round(4).to_dict('list')))
 
 
+def read_again(place, benchmark):
+    "The texts of all that was asked step by step, by the first sentence of their answers"
+    return [rescore(place, row, benchmark.items[row['task']], FIRST_SENTENCE)
+            for row in read_results(place) if row['mode'] == 'cot']
+
+
 def collect(args):
     "Names of models without their places"
     out, to = Path(args.out), ROOT/'cotkd/results'
-    for name, place in dict(bbh=out, in_domain=out/'in_domain', last=out/'last').items():
-        if results_path(place).exists():
-            rows = [row | dict(model=PurePath(row['model']).name) for row in read_results(place)]
-            write_lines(to/f'real_pair_{name}.jsonl', rows)
+    asked = dict(bbh=(out, bbh_benchmark()), in_domain=(out/'in_domain', held_out_questions()))
+    for name, (place, benchmark) in asked.items():
+        found = {'': read_results(place), '_first-sentence': read_again(place, benchmark)}
+        for suffix, rows in found.items():
+            rows = [row | dict(model=PurePath(row['model']).name) for row in rows]
+            write_lines(to/f'real_pair_{name}{suffix}.jsonl', rows)
     config = read_json(out/'config.json')
     config['settings'] |= {key: PurePath(config['settings'][key]).name
                            for key in ('teacher', 'student', 'data')}
