@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fastcore.docments import docments
 
-from .arms import named_contrasts
+from .arms import RATIONALES, named_contrasts, with_rationales
 from .files import QUARANTINE, InputError, launched, read_json, visible, write_text
 
 # %% ../nbs/22_cli.ipynb #04d614b0
@@ -204,8 +204,11 @@ def _is_first():
 def _add_rows(parser):
     add_option(parser, '--data', 'rows in the columns of CoT-Collection: a .jsonl or .json file, a '
                'directory, or kaist-ai/CoT-Collection', required=True)
-    add_option(parser, '--rationales', 'rationale and answer are supervised, or the answer alone',
-               action=argparse.BooleanOptionalAction, required=True)
+    learned = parser.add_mutually_exclusive_group(required=True)
+    add_option(learned, '--rationales', 'rationale and answer are supervised, or the answer alone',
+               action=argparse.BooleanOptionalAction)
+    kinds = '; '.join(f'{name}: {kind.text}' for name, kind in RATIONALES.items())
+    add_option(learned, '--rationale', f'what is supervised: {kinds}', choices=RATIONALES)
     add_option(parser, '--limit', 'use only so many rows', type=int)
     add_option(parser, '--max-tokens', 'leave out rows that are longer than this with their '
                'rationale, and count them', type=int)
@@ -226,11 +229,17 @@ def _rows(args, tokenizer):
     rows = load_cot(args.data, args.limit, args.out.rstrip('/') + QUARANTINE)
     if args.max_tokens is not None:
         rows = leave_out_long(rows, len(rows), tokenizer, args.max_tokens, args.chat)
-    if not args.dev:
-        return rows, 0
-    rows, held_out = split_cot(rows, args.dev)
-    held_out = held_out.shuffle(seed=0).select(range(min(HELD_OUT, len(held_out))))
-    return concatenate_datasets([rows, held_out]), len(held_out)
+    held_out = 0
+    if args.dev:
+        rows, others = split_cot(rows, args.dev)
+        held_out = min(HELD_OUT, len(others))
+        rows = concatenate_datasets([rows, others.shuffle(seed=0).select(range(held_out))])
+    return with_rationales(rows, _kind(args), tokenizer, held_out), held_out
+
+
+def _kind(args):
+    "Of rationale"
+    return args.rationale or ('before' if args.rationales else 'none')
 
 # %% ../nbs/22_cli.ipynb #0e5bf655
 def _add_cache(parser):
@@ -252,11 +261,8 @@ def _cache(args):
         shard = (int(i), int(n))
     model_identity(args.teacher, args.trust_remote_code)  # is there such a model?
     rows = _rows(args, load_tokenizer(args.teacher, args.trust_remote_code))[0]
-    write_cache(args.teacher, rows, args.out, _mode(args), shard, args.chat, **_loading(args))
-
-
-def _mode(args):
-    return 'cot' if args.rationales else 'direct'
+    mode = RATIONALES[_kind(args)].mode
+    write_cache(args.teacher, rows, args.out, mode, shard, args.chat, **_loading(args))
 
 # %% ../nbs/22_cli.ipynb #1c8db309
 _TRAINING = ('batch_size', 'micro_tokens', 'epochs', 'divergence', 'temperature',
@@ -346,8 +352,8 @@ def _distill(args):
     check_rows(rows, tokenizer, limits, args.chat)
     teacher = _find_teacher(args, names['teacher_id']) if 'teacher_id' in names else None
     student = load_lm(args.student, **_loading(args))[0]
-    cost = distill(student, teacher, tokenizer, rows, args.out, mode=_mode(args), config=config,
-                   names=names, resume=args.resume, vocab=limits.tokens, dev=dev)
+    cost = distill(student, teacher, tokenizer, rows, args.out, mode=RATIONALES[_kind(args)].mode,
+                   config=config, names=names, resume=args.resume, vocab=limits.tokens, dev=dev)
     if _is_first():
         print(f"{args.out}: {cost['updates']:,} updates, {cost['supervised_tokens']:,} supervised "
               f"tokens, {cost['flops']:.2g} FLOPs")

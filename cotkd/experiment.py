@@ -7,9 +7,10 @@ __all__ = ['FROM_PAPER', 'MINILLM', 'ADAPTER_LR', 'PAIR', 'CHAT', 'LORA', 'LLAMA
            'WITHOUT_EFFECT', 'REDUCED', 'AT_LEAST_ONE', 'ABOVE_ZERO', 'HELD_OUT', 'TEMPLATE_BYTES', 'LATER', 'Loading',
            'Experiment', 'describe_preset', 'chosen_contrasts', 'variants_of', 'check_settings', 'check_batches',
            'check_names', 'read_config', 'configure', 'choose_benchmark', 'askings', 'sample_fitting', 'leave_out_long',
-           'training_rows', 'Member', 'members', 'place_of', 'Prepared', 'check_pair', 'check_rows', 'untrained',
-           'reads_often', 'needed_bytes', 'check', 'data_identity', 'find_identities', 'Run', 'subject_of', 'Todo',
-           'unasked', 'missing', 'draw', 'check_student', 'preset_name', 'run']
+           'training_rows', 'Member', 'members', 'place_of', 'Prepared', 'check_pair', 'check_rows',
+           'check_rows_of_arms', 'untrained', 'reads_often', 'cache_name', 'needed_bytes', 'check', 'data_identity',
+           'find_identities', 'Run', 'subject_of', 'Todo', 'unasked', 'missing', 'Reading', 'draw', 'check_student',
+           'preset_name', 'run']
 
 # %% ../nbs/20_experiment.ipynb #a1e9607e
 import difflib
@@ -23,14 +24,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from .arms import ARMS, Arm, choose_arms, contrasts, cross_entropy_share, find_arm
-from .arms import named_contrasts, reference_arms
+from .arms import ARMS, RATIONALES, Arm, choose_arms, contrasts, cross_entropy_share
+from .arms import find_arm, named_contrasts, reference_arms, with_rationales
 from .bbh import Benchmark, bbh_benchmark, toy_benchmark
 from .evaluate import Asking, Subject, check_asking, clear_parts, evaluate, unfinished
 from .files import QUARANTINE, InputError, check_claim, check_disk, claim, data_files
 from .files import digest, file_digest, launched, read_json, write_json
 from .names import EMBEDDED, model_identity, parse_name
-from .prompt import MODES, chat_end, check_end, encode, ends_early
+from .prompt import MODES, chat_end, check_end, encode, encode_rows, ends_early
 from .records import VARIANTS, load_results, read_results, result_key, results_path
 from .records import write_results
 from .toy import EVALUATED, MIX, make_toy
@@ -425,6 +426,14 @@ def check_rows(
         if len((row['source'] + learned).encode()) > sure or ends_early(row, tokenizer):
             limits.check(encode(row, tokenizer, chat=chat), tokenizer)
 
+
+def check_rows_of_arms(experiment: Experiment, rows, held_out: int, tokenizer, limits):
+    "`check_rows` for whatever an arm makes of them"
+    kinds = {arm.rationale for arm in choose_arms(experiment.arms)} - {'none', 'after'}
+    for kind in sorted({'before'} | kinds):
+        changed = with_rationales(rows, kind, tokenizer, held_out)
+        check_rows(changed, tokenizer, limits, experiment.chat)
+
 # %% ../nbs/20_experiment.ipynb #dd926c1b
 def untrained(
     experiment: Experiment,
@@ -442,6 +451,13 @@ def reads_often(experiment: Experiment, seeds: int) -> bool:
     # held-out rows are read at every look
     return experiment.epochs * seeds > 1 or experiment.dev > 0
 
+
+def cache_name(arm: Arm) -> str:
+    "Arms that read the same rows share what the teacher says of them"
+    if arm.matched:
+        return arm.name
+    return arm.rationale if RATIONALES[arm.rationale].change else arm.mode
+
 # %% ../nbs/20_experiment.ipynb #2bc9077e
 def _model_skeleton(name, remote):
     "Shapes without weights"
@@ -451,14 +467,16 @@ def _model_skeleton(name, remote):
     return skeleton(keep_layers(config, layers) if layers else config)
 
 
-def _cache_sizes(experiment, out, rows, tokenizer, modes):
+def _cache_sizes(experiment, out, rows, tokenizer, arms):
     "Bytes of the caches that are still to be begun"
     from cotkd.cache import cache_bytes
     sample = rows[:200] if isinstance(rows, list) else [*rows.select(range(min(200, len(rows))))]
     head = _model_skeleton(experiment.teacher, experiment.trust_remote_code).get_output_embeddings()
     total = 0
-    for mode in modes:
-        if (Path(out)/'cache'/mode).exists():
+    # a matched arm has no more to learn from than with rationales
+    modes = {cache_name(arm): 'cot' if arm.matched else arm.mode for arm in arms}
+    for name, mode in modes.items():
+        if (Path(out)/'cache'/name).exists():
             continue  # `write_cache` knows what is missing of it
         spans = [span for row in sample
                  for span in encode(row, tokenizer, mode, experiment.chat)['spans']]
@@ -482,10 +500,9 @@ def needed_bytes(
     student = _model_skeleton(experiment.student, experiment.trust_remote_code)
     size = 4 * student.num_parameters()  # float32
     training = training_bytes(student.num_parameters(), experiment.lora_rank, experiment.dev > 0)
-    modes = {member.arm.mode for member in left if member.arm.needs_teacher}
-    if not reads_often(experiment, seeds):
-        modes = set()
-    caches = _cache_sizes(experiment, out, rows, tokenizer, modes) if modes else 0
+    arms = [member.arm for member in left if member.arm.needs_teacher]
+    often = arms and reads_often(experiment, seeds)
+    caches = _cache_sizes(experiment, out, rows, tokenizer, arms) if often else 0
     last = size * len(left) if 'last' in variants_of(experiment) else 0
     return size * (len(left) - 1) + training + last + caches
 
@@ -510,7 +527,7 @@ def check(
         raise InputError(f'{experiment.data}: {len(rows) - held_out} rows have '
                          f'{experiment.max_tokens} tokens or fewer, which is no update of '
                          f'{experiment.batch_size}: raise max_tokens, or name other data')
-    check_rows(rows, tokenizer, limits, experiment.chat)
+    check_rows_of_arms(experiment, rows, held_out, tokenizer, limits)
     needed = needed_bytes(experiment, out, rows, tokenizer, seeds)
     check_disk(out, needed, 'students, checkpoints and caches')
     context = limits.positions if limits.positions < math.inf else None
@@ -623,8 +640,48 @@ def _is_drawn(out):
     pages = [out/'gains.png', out/'report.html']
     return all(p.exists() and p.stat().st_mtime >= newest for p in pages)
 
+# %% ../nbs/20_experiment.ipynb #379338c7
+@dataclass
+class Reading:
+    "What the students of an arm are trained on"
+    rows: object  # followed by those held out
+    held_out: int  # how many of them
+    epochs: float
+
+
+def _row_costs(run, arm, rows, prepared, mode):
+    "Supervised tokens and FLOPs of one pass"
+    from cotkd.distill import kd_cost
+    from cotkd.trainer import with_adapters
+    experiment, remote = run.experiment, run.experiment.trust_remote_code
+    teacher = _model_skeleton(experiment.teacher, remote) if arm.needs_teacher else None
+    student = _model_skeleton(experiment.student, remote)
+    if experiment.lora_rank:
+        student = with_adapters(student, experiment.lora_rank)
+    return kd_cost(teacher, student, encode_rows(rows, prepared.tokenizer, mode, experiment.chat))
+
+# %% ../nbs/20_experiment.ipynb #955f902e
+def _read(run, arm, prepared) -> Reading:
+    "The rows as an arm reads them, and how often"
+    experiment, tokenizer, held_out = run.experiment, prepared.tokenizer, prepared.held_out
+    rows = with_rationales(prepared.rows, arm.rationale, tokenizer, held_out)
+    if not arm.matched:
+        return Reading(rows, held_out, experiment.epochs)
+    wanted = _row_costs(run, arm, _first(rows, held_out), prepared, 'cot')[arm.matched]
+    one = _row_costs(run, arm, _first(rows, held_out), prepared, arm.mode)[arm.matched]
+    more = replace(experiment, rows=math.ceil(experiment.rows * wanted / one))
+    rows, held_out = training_rows(more, run.benchmark, tokenizer)
+    found = _row_costs(run, arm, _first(rows, held_out), prepared, arm.mode)[arm.matched]
+    return Reading(rows, held_out, experiment.epochs * wanted / found)
+
+
+def _first(rows, held_out):
+    "Those to train on"
+    n = len(rows) - held_out
+    return rows[:n] if isinstance(rows, list) else rows.select(range(n))
+
 # %% ../nbs/20_experiment.ipynb #fe67dc17
-def _load_teacher(run, arm, prepared):
+def _load_teacher(run, arm, rows):
     "The model, its cache, or None"
     from cotkd.cache import TeacherCache, write_cache
     from cotkd.models import load_lm, processes
@@ -633,37 +690,37 @@ def _load_teacher(run, arm, prepared):
         return None
     if not reads_often(experiment, run.seeds):
         return load_lm(experiment.teacher, **experiment.loading)[0]
-    where = run.out/'cache'/arm.mode
-    write_cache(experiment.teacher, prepared.rows, where, arm.mode, chat=experiment.chat,
+    where = run.out/'cache'/cache_name(arm)
+    write_cache(experiment.teacher, rows, where, arm.mode, chat=experiment.chat,
                 **experiment.loading)
     processes().wait_for_everyone()  # each process wrote its share
     return TeacherCache(where)
 
 
-def _train_config(run, arm, seed):
+def _train_config(run, arm, seed, epochs):
     from cotkd.trainer import KDConfig
     experiment = run.experiment
     lr = experiment.kd_lr if arm.rationale == 'none' else experiment.kd_cot_lr
-    return KDConfig(lr=lr, batch_size=experiment.batch_size, epochs=experiment.epochs,
+    return KDConfig(lr=lr, batch_size=experiment.batch_size, epochs=epochs,
                     temperature=experiment.temperature, ce_weight=cross_entropy_share(arm.loss),
                     lora_rank=experiment.lora_rank, chat=experiment.chat,
                     dtype=experiment.dtype, seed=seed, trainer=run.trainer)
 
 # %% ../nbs/20_experiment.ipynb #75660a3f
-def _train(run, member, teacher, prepared):
+def _train(run, member, teacher, reading, prepared):
     "Train a student and note what it cost and what it is"
     from cotkd.distill import distill
     from cotkd.models import load_lm, processes
     experiment, arm = run.experiment, member.arm
-    config = _train_config(run, arm, member.seed)
+    config = _train_config(run, arm, member.seed, reading.epochs)
     student, _ = load_lm(experiment.student, **experiment.loading)
     names = dict(student=experiment.student, data=experiment.data,
                  start=run.identities['student'])
     if arm.needs_teacher:
         names |= dict(teacher=experiment.teacher, teacher_id=run.identities['teacher'])
-    cost = distill(student, teacher, prepared.tokenizer, prepared.rows, run.out/member.name,
+    cost = distill(student, teacher, prepared.tokenizer, reading.rows, run.out/member.name,
                    mode=arm.mode, config=config, names=names,
-                   vocab=prepared.vocab, dev=prepared.held_out,
+                   vocab=prepared.vocab, dev=reading.held_out,
                    keep_last='last' in variants_of(experiment))
     if processes().is_main_process:
         _note_trained(run, member, dict(cost, lr=config.lr))
@@ -693,9 +750,10 @@ def _train_arm(run, arm, todo, prepared):
     "All seeds of an arm; its teacher is in memory for no longer than that"
     left = [m for m in todo if m.arm == arm and not _is_trained(run, m)]
     if left:
-        teacher = _load_teacher(run, arm, prepared)
+        reading = _read(run, arm, prepared)
+        teacher = _load_teacher(run, arm, reading.rows)
         for member in left:
-            _train(run, member, teacher, prepared)
+            _train(run, member, teacher, reading, prepared)
 
 # %% ../nbs/20_experiment.ipynb #acb01f68
 def _ask(run, member, prepared):

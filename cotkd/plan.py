@@ -10,8 +10,9 @@ __all__ = ['SHAPE', 'ARCHITECTURES', 'GPUS', 'NONE', 'ROWS', 'WHOLE', 'PAIRS', '
            'memory_table', 'hub_row', 'hub_tokens', 'Lengths', 'count_tokens', 'arm_lengths', 'seconds', 'arm_flops',
            'reading_seconds', 'all_rows', 'validation_flops', 'count_updates', 'training_seconds', 'arm_costs',
            'prompt_bytes', 'Questions', 'find_questions', 'Written', 'Writer', 'find_writer', 'rows_at_once',
-           'asking_seconds', 'asking_bytes', 'downloads', 'disk_table', 'Workload', 'training_steps', 'asking_steps',
-           'steps_table', 'smaller_trainings', 'remedies', 'advise', 'memory_size', 'Plan', 'total_lines', 'plan']
+           'asking_seconds', 'asking_bytes', 'downloads', 'disk_table', 'match', 'longer', 'Workload', 'training_steps',
+           'asking_steps', 'steps_table', 'smaller_trainings', 'remedies', 'advise', 'memory_size', 'Plan',
+           'total_lines', 'plan']
 
 # %% ../nbs/21_plan.ipynb #e92e8158
 import math
@@ -36,9 +37,9 @@ from .cache import cache_bytes
 from .data import HUB_FILE, HUB_ID
 from .distill import training_bytes
 from .evaluate import Asking
-from .experiment import (HELD_OUT, PRESETS, Experiment, askings, check_settings,
-                              choose_benchmark, members, reads_often, training_rows,
-                              variants_of)
+from .experiment import (HELD_OUT, PRESETS, Experiment, askings, cache_name,
+                              check_settings, choose_benchmark, members, reads_often,
+                              training_rows, variants_of)
 from .files import InputError
 from .generate import WORTHWHILE, cache_room
 from .losses import CHUNK_BYTES
@@ -370,6 +371,7 @@ class Lengths:
     tokens: float  # mean
     supervised: float  # mean
     longest: int  # tokens
+    times: float = 1.  # rows that are read for each one of the data; more, where it is matched
 
 
 def count_tokens(
@@ -688,8 +690,9 @@ def disk_table(
     for name, length in lengths.items():
         arm = ARMS[name]
         if arm.needs_teacher and reads_often(experiment, seeds):
-            tokens = round(all_rows(experiment) * length.supervised)
-            found[f'cache of the teacher, {arm.mode}'] = cache_bytes(tokens, head)
+            rows = all_rows(replace(experiment, rows=round(experiment.rows * length.times)))
+            tokens = round(rows * length.supervised)
+            found[f'cache of the teacher, {cache_name(arm)}'] = cache_bytes(tokens, head)
     config = find_config(experiment.student, experiment.trust_remote_code)
     size = skeleton(config).num_parameters()
     found['student in training, checkpoints'] = training_bytes(
@@ -700,6 +703,27 @@ def disk_table(
     found['other students'] = 4 * size * others  # float32
     found = pd.Series({name: x for name, x in found.items() if x})
     return pd.concat([found, pd.Series({'sum': found.sum()})])
+
+# %% ../nbs/21_plan.ipynb #49a8aa87
+def match(
+    lengths: dict,  # arm -> `Lengths`, whose `times` are set
+    experiment: Experiment,
+    models: pd.DataFrame,  # `parameters` of teacher and student
+):
+    "A matched arm reads on until it has had as much as the same rows have with rationales"
+    matched = [name for name in lengths if ARMS[name].matched]
+    for name in matched:
+        arm, own = ARMS[name], lengths[name]
+        whole = arm_lengths(replace(experiment, arms='kd_cot'))[0]['kd_cot']
+        cost = [x.supervised for x in (whole, own)]
+        if arm.matched == 'flops':
+            cost = [arm_flops(1., models, arm, x)['live'] for x in (whole, own)]
+        own.times = cost[0] / cost[1]
+
+
+def longer(experiment: Experiment, lengths: Lengths) -> Experiment:
+    "As an arm reads it"
+    return replace(experiment, rows=round(experiment.rows * lengths.times))
 
 # %% ../nbs/21_plan.ipynb #14ccbcbb
 @dataclass
@@ -717,6 +741,7 @@ class Workload:
         self.tokens = max(self.longest, most)  # of a micro-batch
         sizes = dict(teacher=parameters(self.teacher), student=parameters(self.student))
         self.models = pd.DataFrame(sizes)
+        match(self.lengths, self.experiment, self.models)
 
     @property
     def how(self) -> str:  # how a run has its teacher
@@ -737,21 +762,21 @@ def _step(time, size):
 
 def training_steps(work: Workload) -> dict:  # what is done -> hours, GB
     "The teacher reads for each of its caches; students are trained"
-    found, experiment, card = {}, work.experiment, work.card
+    found, card = {}, work.card
     # a layer at work, without a gradient: no more than what it would keep for one
-    config = find_config(experiment.teacher, experiment.trust_remote_code)
+    config = find_config(work.experiment.teacher, work.experiment.trust_remote_code)
     w = read_widths(config)
     reading = _bytes(work.teacher.parameters()) + work.tokens * kept_on_cpu(w, 0)
     memory = work.memory().loc['sum']
     trainings = {}
     for name, length in work.lengths.items():
-        arm = ARMS[name]
+        arm, experiment = ARMS[name], longer(work.experiment, length)
         time = dict.fromkeys(('live', 'cached'), math.nan)
         if card:
             time = training_seconds(experiment, work.models, arm, length, card)
         if arm.needs_teacher and work.how == 'cached':
             read = reading_seconds(experiment, work.models, length, card) if card else math.nan
-            found[f'teacher reads the rows, {arm.mode}'] = _step(read, reading)
+            found[f'teacher reads the rows, {cache_name(arm)}'] = _step(read, reading)
         size = memory[work.how if arm.needs_teacher else NONE]
         trainings[f'train {name}'] = _step(work.seeds * time[work.how], size)
     return found | trainings
@@ -945,7 +970,7 @@ def plan(
     steps = steps_table(work)
     disk = disk_table(experiment, work.teacher, work.lengths, seeds)
     head = work.teacher.get_output_embeddings().weight
-    arms = {name: arm_costs(experiment, work.models, ARMS[name], x, head, card)
+    arms = {name: arm_costs(longer(experiment, x), work.models, ARMS[name], x, head, card)
             for name, x in work.lengths.items()}
     total = total_lines(work, gpu, steps, disk)
     return Plan(total, steps.rename_axis('step by step', axis=1),

@@ -20,8 +20,11 @@ def test_the_template():
         answer=' So the answer is Yes.')
     direct = dict(question='Q: Is it?\nA:', rationale='', answer=' Yes')
     assert format_example('Is it?', 'Yes', 'It is.', 'direct') == direct
+    after = format_example('Is it?', 'Yes', 'It is.', 'after')
+    assert list(after.items()) == [('question', 'Q: Is it?\nA:'), ('answer', ' Yes'),
+                                   ('rationale', '\nIt is.')]
     assert list(MODES) == ['cot', 'direct'] and (QUESTION, RATIONALE, ANSWER) == (0, 1, 2)
-    with pytest.raises(ValueError, match="mode 'why' is unknown; choose from cot, direct"):
+    with pytest.raises(ValueError, match="mode 'why' is unknown; choose from cot, direct, after"):
         format_example('', mode='why')
 
 
@@ -38,6 +41,10 @@ def test_spans_of_one_row(name):
     direct = encode(ROW, tokenizer, 'direct')
     assert encode_rows([ROW], tokenizer, 'direct') == [direct]
     assert {*direct['spans']} == {QUESTION, ANSWER}
+    after = encode(ROW, tokenizer, 'after')
+    learned = [span for span in after['spans'] if span != QUESTION]
+    assert learned == sorted(learned, reverse=True) and {*learned} == {ANSWER, RATIONALE}
+    assert direct['input_ids'][:-1] == after['input_ids'][:len(direct['input_ids']) - 1]
 
 
 def test_a_row_is_never_cut():
