@@ -6,16 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest, bootstrap, norm
+from scipy.stats import t as t_of_student
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 
+from cotkd import stats
 from cotkd.arms import ARMS, contrast
 from cotkd.bbh import BBH_COUNTS, BBH_TASKS
 from cotkd.files import InputError
 from cotkd.gains import gains_table
 from cotkd.records import load_results, pair_items, simulated_results
-from cotkd.stats import (FEWEST, aggregate, compare, holm, mcnemar, minimal_detectable_difference,
-                         paired_bootstrap, unpaired_half_width, wilson)
+from cotkd.stats import (FEWEST, aggregate, compare, crossed_interval, holm, mcnemar,
+                         minimal_detectable_difference, paired_bootstrap, unpaired_half_width,
+                         wilson)
 
 HEADLINE = contrast('kd:kd_cot')
 TASKS = ('a', 'b', 'c')
@@ -377,3 +380,107 @@ def test_seeds_apart():
     spread = compare(pair_items(running, HEADLINE))['seed_sd']
     assert spread == pytest.approx(np.std(each[:2], ddof=1))
     assert np.isnan(compare(pair_items(frame[frame.seed == 0], HEADLINE))['seed_sd'])
+
+
+# --- training runs and questions at once
+
+def crossed(runs=5, questions=40, seed=0):
+    "0/1 of two arms, and tasks of unlike size"
+    rng = np.random.default_rng(seed)
+    skill = rng.normal(0, .8, (2, runs, 1)) + rng.normal(0, 1, questions)
+    a, b = (rng.random((2, runs, questions)) < 1 / (1 + np.exp(-skill))).astype(int)
+    return a, b, np.array(['s'] * 10 + ['t'] * (questions - 10))
+
+
+def variance_by_hand(a, b, groups):
+    "Sums over all pairs of runs and of questions, without a mean of squares"
+    d, (runs, n) = (b - a).astype(float), a.shape
+    tasks = sorted(set(groups))
+    gains = np.array([np.mean([d[r, groups == t].mean() for t in tasks]) for r in range(runs)])
+    by_run = sum((x - y)**2 for x in gains for y in gains) / 2 / runs / (runs - 1) / runs
+    by_question = left = 0.
+    for t in tasks:
+        x = d[:, groups == t]
+        n = x.shape[1]
+        m = x.mean(0)
+        pairs = sum((u - v)**2 for u in m for v in m) / 2 / n / (n - 1)
+        by_question += pairs / n / len(tasks)**2
+        rest = [(x[r, i] - x[r, j] - x[q, i] + x[q, j])**2 for r in range(runs) for q in range(runs)
+                for i in range(n) for j in range(n)]
+        left += np.sum(rest) / 4 / runs / (runs - 1) / n / (n - 1) / (runs * n) / len(tasks)**2
+    return by_question, by_run, left
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_crossed_variance_by_hand(seed):
+    a, b, groups = crossed(4, 24, seed)
+    by_question, by_run, left = variance_by_hand(a, b, groups)
+    shares = dict(s=.5, t=.5)
+    parts = stats._variance_parts((b - a).astype(float), groups, shares)
+    assert [part.variance for part in parts] == pytest.approx([by_question, by_run, left])
+    found = crossed_interval(a, b, groups)
+    whole = max(by_question + by_run - left, by_question, by_run)
+    freedom = whole**2 / sum(part.squares for part in parts)
+    half = 100 * t_of_student.ppf(.975, freedom) * whole**.5
+    assert found['high'] - found['delta'] == pytest.approx(half)
+    assert found['delta'] == pytest.approx(paired_bootstrap(a.mean(0), b.mean(0), groups)['delta'])
+
+
+def test_runs_that_agree_leave_the_questions():
+    "A t interval of the questions' differences"
+    a, b, _ = crossed(1, 40)
+    same = np.repeat(a, 3, 0), np.repeat(b, 3, 0), np.zeros(40)
+    d = (b - a)[0]
+    low, high = t_of_student.interval(.95, 39, d.mean(), d.std(ddof=1) / 40**.5)
+    found = crossed_interval(*same)
+    assert (found['low'], found['high']) == pytest.approx((100 * low, 100 * high))
+
+
+def test_the_order_of_runs_and_questions_does_not_matter():
+    a, b, groups = crossed()
+    rng = np.random.default_rng(1)
+    runs, questions = rng.permutation(5), rng.permutation(40)
+    shuffled = a[runs][:, questions], b[runs][:, questions], groups[questions]
+    assert crossed_interval(*shuffled) == pytest.approx(crossed_interval(a, b, groups))
+    back = crossed_interval(b, a, groups)
+    assert back['low'] == pytest.approx(-crossed_interval(a, b, groups)['high'])
+
+
+def test_a_share_of_nothing_is_not_looked_at():
+    a, b, groups = crossed()
+    part = groups == 's'
+    alone = crossed_interval(a[:, part], b[:, part], groups[part])
+    assert crossed_interval(a, b, groups, dict(s=1., t=0.)) == pytest.approx(alone)
+
+
+def test_where_runs_or_questions_are_too_few():
+    a, b, groups = crossed()
+    for few in ((a[:1], b[:1], groups), (a[:, :9], b[:, :9], groups[:9]), (a, a, groups)):
+        found = crossed_interval(*few)
+        assert all(np.isnan(found[key]) for key in ('low', 'high', 'p'))
+        assert not np.isnan(found['delta'])
+    for wrong in ((a[0], b[0], groups), (a, b[:2], groups), (a, b, groups[:5])):
+        with pytest.raises(ValueError, match='a row for each run and a column for each question'):
+            crossed_interval(*wrong)
+    with pytest.raises(ValueError, match='between 0 .wrong. and 1 .right.'):
+        crossed_interval(100 * a, b, groups)
+
+
+def test_crossed_interval_covers_the_truth():
+    "Five runs whose luck is large"
+    truth, hits = 100 * gain_of_logits(.3, np.hypot(1.5, .4)), 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        luck, hard = rng.normal(0, .4, (2, 5, 1)), rng.normal(0, 1.5, 300)
+        chance = 1 / (1 + np.exp(hard - luck - np.reshape([0, .3], (2, 1, 1))))
+        a, b = rng.random((2, 5, 300)) < chance
+        found = crossed_interval(a, b, np.repeat(['s', 't', 'u'], 100))
+        hits += found['low'] <= truth <= found['high']
+    assert .91 <= hits / 300 <= .985
+
+
+def gain_of_logits(gain, spread):
+    "Mean gain of a probability whose logit is normal, by quadrature"
+    x = np.linspace(-8, 8, 2001)
+    density = np.exp(-x**2 / 2) / np.sqrt(2 * np.pi) * (x[1] - x[0])
+    return ((1 / (1 + np.exp(-gain - spread * x)) - 1 / (1 + np.exp(-spread * x))) * density).sum()
