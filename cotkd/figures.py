@@ -25,10 +25,10 @@ from .bbh import find_benchmark
 from .files import InputError, replacing
 from .gains import (MACRO, accuracies, accuracy_table, arm_interval, arm_label, arm_labels,
                          asked_label, average_label, average_row, contrast_label, describe_asking,
-                         describe_seeds, describe_setting, finding, finished_tasks, format_gain,
-                         format_interval, format_percent, gains_table, in_full, in_full_label,
-                         is_simulated, model_names, results_contrasts, task_label, task_labels,
-                         task_order, task_shares)
+                         describe_interval, describe_seeds, describe_setting, finding,
+                         finished_tasks, format_gain, format_interval, format_percent, gains_table,
+                         in_full, in_full_label, is_simulated, model_names, results_contrasts,
+                         task_label, task_labels, task_order, task_shares)
 from .prompt import MODES
 from .records import (item_scores, name_label, pair_items, results_of, same_student, setting,
                            why_unpaired)
@@ -393,8 +393,8 @@ _ABOUT = {
                    'examples,\nwithout rationales in the training text ({a}) and with them ({b})'),
     '': 'Accuracy on the same questions: {a} beside {b}'}
 _METHOD = (
-    'Interval: paired bootstrap, 10,000 resamples of the questions within each task, tasks '
-    'weighted equally. Headline prompt: the one an arm was trained for; teacher and base student '
+    'Interval of a gain: 95%, {interval}; of an arm: bootstrap of the questions within each task. '
+    'Tasks weigh the same. Headline prompt: the one an arm was trained for; teacher and base student '
     'are shown step by step. Where every question went the same way, nothing is left to resample, '
     'and there is no interval.')
 
@@ -472,7 +472,8 @@ def _write_around(fig, results, table, c):
     size = fitting(title, 13, 68)
     fig.text(.02, 1 - .15 * inch, title, fontsize=size, fontweight='bold', va='top')
     fig.text(.02, 1 - .48 * inch, _about(results, c), va='top', linespacing=1.3)
-    write_note(fig, f'{describe_setting(results, c, average)} {_METHOD}')
+    method = _METHOD.format(interval=describe_interval(average))
+    write_note(fig, f'{describe_setting(results, c, average)} {method}')
 
 # %% ../nbs/18_figures.ipynb #dfdeb678
 def plot_gains(
@@ -654,7 +655,7 @@ def plot_pair(
         title = textwrap.fill(write_title(results, title), 92)
         ax.set_title(title, x=-.29 / .66, fontsize=9.5, fontweight='bold', loc='left')
         write_note(fig, f"{describe_asking(part)}, {describe_seeds(found['seeds'])}. In brackets: "
-                        '95% interval, paired bootstrap.')
+                        f'95% interval, {describe_interval(found)}.')
     return fig
 
 # %% ../nbs/18_figures.ipynb #28a661d2

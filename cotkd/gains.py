@@ -7,8 +7,8 @@ __all__ = ['MACRO', 'arm_label', 'asked_label', 'contrast_label', 'task_order', 
            'task_shares', 'average_label', 'task_labels', 'in_full', 'in_full_label', 'results_contrasts',
            'finished_tasks', 'average_row', 'average_gain', 'gains_table', 'format_percent', 'format_signed',
            'format_p', 'format_interval', 'format_gain', 'own_questions', 'format_count', 'arm_labels', 'format_table',
-           'is_simulated', 'finding', 'describe_asking', 'describe_seeds', 'model_names', 'describe_setting',
-           'arm_interval', 'accuracy_table']
+           'is_simulated', 'finding', 'describe_asking', 'describe_seeds', 'describe_interval', 'model_names',
+           'describe_setting', 'arm_interval', 'accuracy_table']
 
 # %% ../nbs/17_gains.ipynb #49a03460
 import re
@@ -233,7 +233,7 @@ def gains_table(
     chosen=None,  # contrasts; None: those of the table of arms
     n_boot: int = 10_000,  # resamples
 ) -> pd.DataFrame:  # rows (contrast, task), the last of each MACRO; attrs: remarks, in_full
-    "n, seeds, a, b (percent), delta, low, high (points), p, p_mcnemar, p_holm, seed_sd"
+    "What `compare` says, with a, b (percent) and p_holm"
     found = results_contrasts(results, chosen)
     table = pd.concat({str(c): _one_contrast(results, c, n_boot) for c in found},
                       names=['contrast', 'task'])
@@ -385,7 +385,7 @@ def _gain_columns(part, sides):
         columns |= {'from, %': [*map(format_percent, part.a)],
                     'to, %': [*map(format_percent, part.b)]}
     return columns | {'points [95% CI]': [format_gain(row) for _, row in part.iterrows()],
-                      'p (bootstrap)': list(map(format_p, part.p)),
+                      'p': list(map(format_p, part.p)),
                       'p (McNemar, Holm)': list(map(format_p, part.p_holm))}
 
 # %% ../nbs/17_gains.ipynb #40ae5ea0
@@ -478,6 +478,14 @@ def _fewer(results):
 
 def describe_seeds(k) -> str:
     return f"{k:.0f} seed{'' if k == 1 else 's, averaged'}"
+
+# %% ../nbs/17_gains.ipynb #a8d773d5
+def describe_interval(row) -> str:
+    "How a gain got its interval; row: of its average in `gains_table`, or what `compare` says"
+    row = pd.Series(row)
+    if row.over_runs:
+        return f'over questions and {row.seeds:.0f} training runs, crossed'
+    return 'over questions, paired bootstrap'
 
 
 def model_names(results) -> list:

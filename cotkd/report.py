@@ -501,7 +501,19 @@ _ASKED = {  # does the headline name a prompt that an arm was not trained for?
           'own prompt stands in the contrast without a prompt in its name.'}
 _TESTS = (
     "McNemar's p-value treats every question alike and is corrected for the number of tasks "
-    '(Holm). The bootstrap gives every task the same weight; its p-values are not corrected.')
+    '(Holm). The interval gives every task the same weight; its p-values are not corrected.')
+
+# %% ../nbs/19_report.ipynb #da3217e9
+def _covers(row):
+    "What the interval of a gain speaks of"
+    if row.over_runs:
+        return (f'The interval covers the choice of questions and the luck of {row.seeds:.0f} '
+                'training runs, not another pair of models or other rows.')
+    runs = 'this is one training seed.'
+    if row.seeds > 1:
+        runs = f'these are {row.seeds:.0f} seeds, averaged.'
+    return ('The interval covers the choice of questions. It does not cover another training '
+            f'run: {runs}')
 
 # %% ../nbs/19_report.ipynb #9893c009
 def limits(
@@ -511,10 +523,7 @@ def limits(
 ) -> list:  # of sentences
     "What the result does not show, as far as the numbers themselves know"
     part = table.loc[table.index[0][0]]
-    seeds = part.loc[MACRO].seeds
-    runs = f'these are {seeds:.0f} seeds, averaged.' if seeds > 1 else 'this is one training seed.'
-    found = ['The interval covers the choice of questions. It does not cover another training '
-             f'run: {runs}', _ASKED['@' in table.index[0][0]], _TESTS]
+    found = [_covers(part.loc[MACRO]), _ASKED['@' in table.index[0][0]], _TESTS]
     benchmark = find_benchmark(setting(results)['benchmark'])
     found += _unnamed_average(part, benchmark)
     found += [benchmark.note] if benchmark.note else []

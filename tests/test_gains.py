@@ -265,7 +265,7 @@ def test_where_all_were_asked_alike_nothing_is_added():
     table = format_table(results, gains_table(results))
     own = [column for column in table.columns if column[1].endswith('*')]
     assert len(own) == 4 and not table[own].map(lambda x: '(' in x).any().any()
-    assert list(table['KD → KD+CoT']) == ['n', 'points [95% CI]', 'p (bootstrap)',
+    assert list(table['KD → KD+CoT']) == ['n', 'points [95% CI]', 'p',
                                           'p (McNemar, Holm)']
 
 
@@ -420,7 +420,7 @@ def test_too_few_questions_have_no_interval_anywhere(case, seeds):
     assert finding(table) == f'KD → KD+CoT: {gain} points ({few} for an interval)'
     shown = format_table(results, table)['KD → KD+CoT'].iloc[-1]
     assert shown['points [95% CI]'] == f'{gain} ({few})'
-    assert (shown['p (bootstrap)'], shown['p (McNemar, Holm)']) == ('–', '–')
+    assert (shown['p'], shown['p (McNemar, Holm)']) == ('–', '–')
     fig = plot_gains(results)
     assert_readable(fig)
     assert margin(fig)[0] == f'{gain} ({few})'
@@ -526,3 +526,12 @@ def test_a_place_below_a_file_is_refused(tmp_path):
     assert '\n' not in str(error.value)
     with pytest.raises(InputError, match='is a directory: name a file in it'):
         check_figure_path(tmp_path)
+
+
+@pytest.mark.parametrize('runs', [1, 2, 3])
+def test_a_figure_says_what_its_interval_is_over(runs):
+    results = simulated_results(['navigate', 'snarks'], n=40, seeds=range(runs))
+    words = ' '.join(t.get_text() for t in plot_gains(results).findobj(Text)).replace('\n', ' ')
+    over_runs = 'over questions and 3 training runs, crossed' in words
+    assert over_runs == (runs == 3)
+    assert ('over questions, paired bootstrap' in words) == (runs < 3)

@@ -484,3 +484,41 @@ def gain_of_logits(gain, spread):
     x = np.linspace(-8, 8, 2001)
     density = np.exp(-x**2 / 2) / np.sqrt(2 * np.pi) * (x[1] - x[0])
     return ((1 / (1 + np.exp(-gain - spread * x)) - 1 / (1 + np.exp(-spread * x))) * density).sum()
+
+
+def as_pairs(a, b, groups):
+    rows = [dict(task=groups[i], seed=r, index=i, a=a[r, i], b=b[r, i])
+            for r in range(len(a)) for i in range(len(groups))]
+    return pd.DataFrame(rows)
+
+
+def test_three_runs_have_an_interval_over_runs():
+    "Two have not; the one over questions stands beside it"
+    a, b, groups = crossed()
+    for runs in (2, 3, 5):
+        found = compare(as_pairs(a[:runs], b[:runs], groups))
+        questions = paired_bootstrap(a[:runs].mean(0), b[:runs].mean(0), groups)
+        assert found['over_runs'] == (runs > 2)
+        assert found['low_questions'] == pytest.approx(questions['low'])
+        over = crossed_interval(a[:runs], b[:runs], groups) if runs > 2 else questions
+        for key in ('delta', 'low', 'high', 'p'):
+            assert found[key] == pytest.approx(over[key])
+
+
+def test_a_run_without_all_tasks_leaves_the_interval_over_questions():
+    frame = as_pairs(*crossed(3))
+    assert compare(frame)['over_runs']
+    assert not compare(frame[(frame.seed < 2) | (frame.task == 's')])['over_runs']
+
+
+def test_power_over_runs():
+    "Studies with just the gain that is said to be found are significant in 80 of 100"
+    def study(seed, gain):
+        rng = np.random.default_rng(seed)
+        luck = rng.normal(0, .05, (2, 5, 1)) + np.reshape([.4, .4 + gain], (2, 1, 1))
+        a, b = (rng.random((2, 5, 120)) < luck).astype(int)
+        return a, b, np.repeat(['s', 't'], 60)
+
+    smallest = np.mean([minimal_detectable_difference(as_pairs(*study(s, .1))) for s in range(20)])
+    found = [crossed_interval(*study(s, smallest / 100))['low'] > 0 for s in range(300)]
+    assert .7 <= np.mean(found) <= .9

@@ -155,8 +155,10 @@ def test_a_seed_that_has_not_finished_all_tasks_does_not_spread_the_seeds():
 def test_compare_nothing_or_little():
     frame, _ = two_seeds()
     found = compare(frame[:0])
-    assert (found.pop('n'), found.pop('seeds')) == (0, 0) and np.isnan([*found.values()]).all()
-    assert set(found) == {'delta', 'low', 'high', 'p', 'p_mcnemar', 'seed_sd'}
+    assert (found.pop('n'), found.pop('seeds'), found.pop('over_runs')) == (0, 0, False)
+    assert np.isnan([*found.values()]).all()
+    assert set(found) == {'delta', 'low', 'high', 'low_questions', 'high_questions', 'p',
+                          'p_mcnemar', 'seed_sd'}
     few = compare(frame[:9])
     assert few['n'] == 9 and np.isnan(few['p_mcnemar']) and np.isfinite(few['delta'])
     assert np.isfinite(compare(frame[:10])['p_mcnemar'])
