@@ -265,8 +265,8 @@ def _cache(args):
     write_cache(args.teacher, rows, args.out, mode, shard, args.chat, **_loading(args))
 
 # %% ../nbs/22_cli.ipynb #1c8db309
-_TRAINING = ('batch_size', 'micro_tokens', 'epochs', 'divergence', 'temperature',
-             'rationale_weight', 'answer_weight', 'lora_rank', 'seed')
+_TRAINING = ('batch_size', 'micro_tokens', 'epochs', 'divergence', 'temperature', 't_squared',
+             'rationale_weight', 'answer_weight', 'lmbda', 'lora_rank', 'seed')
 
 
 def _add_distill(parser):

@@ -188,8 +188,9 @@ def recipe_of(
     precision = choose_precision(job.student.config, job.config.dtype)
     settings = dict(vars(job.config), dtype=precision)
     del settings['micro_tokens']  # only memory depends on it
-    for name, before in (('chat', False), ('dtype', 'float32')):
-        if settings[name] == before:  # as in recipes that were written before there was one
+    before = dict(chat=False, dtype='float32', t_squared=False, lmbda=0.)
+    for name, value in before.items():  # as in recipes that were written before there was one
+        if settings[name] == value:
             del settings[name]
     divergence = job.config.divergence
     if callable(divergence):
@@ -317,6 +318,9 @@ def check_job(
     precision = choose_precision(job.student.config, job.config.dtype)
     args = training_arguments(out, job.config, job.metric, precision)
     check_rows(len(job.rows), job.dev, args)
+    if job.config.lmbda and not isinstance(job.teacher, torch.nn.Module):
+        raise InputError(f'lmbda is {job.config.lmbda}: what a student writes is judged by the '
+                         'teacher itself, not by its cache; leave out --cache, or lmbda')
     if job.teacher is None and job.config.ce_weight < 1:
         raise InputError(f'ce_weight is {job.config.ce_weight}, but there is no teacher: give '
                          'one, or ce_weight=1')
@@ -422,9 +426,10 @@ def _make_trainer(job, args, encoded, callbacks):
         student = job.student.float()  # a step of 1e-5 is lost in bfloat16
     trainer = KDTrainer(student, args, encoded, teacher=job.teacher, vocab=job.vocab,
                         config=job.config, dev=job.dev, processing_class=job.tokenizer)
-    if job.config.lora_rank and trainer.is_fsdp_enabled:
-        raise InputError(f'lora_rank is {job.config.lora_rank}, under FSDP: adapters are small, '
-                         'train them with DDP')
+    for name in ('lora_rank', 'lmbda'):
+        if getattr(job.config, name) and trainer.is_fsdp_enabled:
+            raise InputError(f'{name} is {getattr(job.config, name)}, under FSDP, which cuts '
+                             'weights into shards: train with DDP')
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     for callback in (Clock(), *callbacks):

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['FROM_PAPER', 'MINILLM', 'ADAPTER_LR', 'PAIR', 'CHAT', 'LORA', 'LLAMA_13B', 'TINYLLAMA', 'SMOLLM', 'CODER', 'PRESETS',
-           'WITHOUT_EFFECT', 'REDUCED', 'AT_LEAST_ONE', 'ABOVE_ZERO', 'HELD_OUT', 'TEMPLATE_BYTES', 'LATER', 'Loading',
-           'Experiment', 'describe_preset', 'chosen_contrasts', 'variants_of', 'check_settings', 'check_batches',
-           'check_names', 'read_config', 'configure', 'choose_benchmark', 'askings', 'sample_fitting', 'leave_out_long',
-           'training_rows', 'Member', 'members', 'place_of', 'Prepared', 'check_pair', 'check_rows',
-           'check_rows_of_arms', 'untrained', 'reads_often', 'cache_name', 'needed_bytes', 'check', 'data_identity',
-           'find_identities', 'Run', 'subject_of', 'Todo', 'unasked', 'missing', 'Reading', 'draw', 'check_student',
-           'preset_name', 'run']
+           'WITHOUT_EFFECT', 'REDUCED', 'AT_LEAST_ONE', 'ABOVE_ZERO', 'HELD_OUT', 'TEMPLATE_BYTES', 'SHARED', 'LATER',
+           'Loading', 'Loss', 'Experiment', 'describe_preset', 'chosen_contrasts', 'variants_of', 'check_settings',
+           'check_batches', 'check_names', 'read_config', 'configure', 'choose_benchmark', 'askings', 'sample_fitting',
+           'leave_out_long', 'training_rows', 'Member', 'members', 'place_of', 'Prepared', 'check_pair', 'check_rows',
+           'check_rows_of_arms', 'untrained', 'reads_often', 'is_cached', 'cache_name', 'needed_bytes', 'train_config',
+           'check_training', 'check', 'data_identity', 'find_identities', 'Run', 'subject_of', 'Todo', 'unasked',
+           'missing', 'Reading', 'draw', 'check_student', 'preset_name', 'run']
 
 # %% ../nbs/20_experiment.ipynb #a1e9607e
 import difflib
@@ -49,9 +49,19 @@ class Loading:
         return dict(trust_remote_code=self.trust_remote_code, dtype=self.dtype,
                     attn=self.attn or None)
 
+# %% ../nbs/20_experiment.ipynb #8ebc69e9
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    "What all arms are graded by that have no other"
+    divergence: str = 'forward_kl'  # forward_kl, reverse_kl, jsd(0.9), skew_kl, …
+    temperature: float = 1.  # of both distributions in the divergence
+    t_squared: bool = False  # multiply the divergence by temperature²
+    rationale_weight: float = 1.  # of a rationale token in the loss
+    answer_weight: float = 1.  # of an answer token in the loss
+
 # %% ../nbs/20_experiment.ipynb #f50ba7e7
 @dataclass(frozen=True)
-class Experiment(Loading):
+class Experiment(Loss, Loading):
     "What is distilled from what, on which rows, and how it is scored"
     teacher: str = 'toy-teacher'  # anything `load_lm` takes
     student: str = 'toy-student'  # the base student, from which every arm starts
@@ -65,7 +75,6 @@ class Experiment(Loading):
     kd_lr: float = 2e-3  # learning rate of arms whose rows hold no rationale
     kd_cot_lr: float = 8e-3  # learning rate of arms whose rows hold one
     batch_size: int = 8  # rows per update, over all processes
-    temperature: float = 1.  # of both distributions in the divergence
     lora_rank: int = 0  # train adapters of this rank; 0: train all weights
     shots: int = 0  # examples in the prompts of evaluation: 0 or 3
     sampling_temperature: float = 0.  # of the answers; 0: greedy
@@ -452,6 +461,12 @@ def reads_often(experiment: Experiment, seeds: int) -> bool:
     return experiment.epochs * seeds > 1 or experiment.dev > 0
 
 
+def is_cached(experiment: Experiment, arm: Arm, seeds: int) -> bool:
+    "Does an arm learn from its teacher's cache? What a student writes later is in none"
+    return (arm.needs_teacher and not arm.config.get('lmbda')
+            and reads_often(experiment, seeds))
+
+
 def cache_name(arm: Arm) -> str:
     "Arms that read the same rows share what the teacher says of them"
     if arm.matched:
@@ -500,11 +515,36 @@ def needed_bytes(
     student = _model_skeleton(experiment.student, experiment.trust_remote_code)
     size = 4 * student.num_parameters()  # float32
     training = training_bytes(student.num_parameters(), experiment.lora_rank, experiment.dev > 0)
-    arms = [member.arm for member in left if member.arm.needs_teacher]
-    often = arms and reads_often(experiment, seeds)
-    caches = _cache_sizes(experiment, out, rows, tokenizer, arms) if often else 0
+    arms = [member.arm for member in left if is_cached(experiment, member.arm, seeds)]
+    caches = _cache_sizes(experiment, out, rows, tokenizer, arms) if arms else 0
     last = size * len(left) if 'last' in variants_of(experiment) else 0
     return size * (len(left) - 1) + training + last + caches
+
+# %% ../nbs/20_experiment.ipynb #1ca4780b
+SHARED = ('batch_size', 'divergence', 'temperature', 't_squared', 'rationale_weight',
+          'answer_weight', 'lora_rank', 'chat', 'dtype')  # by all arms that have no other
+
+
+def train_config(
+    experiment: Experiment,
+    arm: Arm,
+    seed: int = 0,
+    **settings,  # further ones of `KDConfig`
+):  # KDConfig
+    "How the students of an arm are trained; raises InputError for what makes no sense"
+    from cotkd.trainer import KDConfig
+    lr = experiment.kd_lr if arm.rationale == 'none' else experiment.kd_cot_lr
+    shared = {name: getattr(experiment, name) for name in SHARED}
+    return KDConfig(lr=lr, ce_weight=cross_entropy_share(arm.loss), seed=seed,
+                    **shared | arm.config, **settings)
+
+
+def check_training(experiment: Experiment, trainer: dict):
+    "Raise InputError for a setting of the loss, or of `TrainingArguments`, that makes no sense"
+    from cotkd.distill import check_trainer_settings
+    check_trainer_settings(trainer)
+    for arm in choose_arms(experiment.arms):
+        train_config(experiment, arm)
 
 # %% ../nbs/20_experiment.ipynb #781b2c16
 def check(
@@ -515,11 +555,10 @@ def check(
     trainer: dict = {},  # further `TrainingArguments`
 ) -> Prepared:
     "Everything that can be known to be wrong, before a model works; raises InputError"
-    from cotkd.distill import check_trainer_settings
     check_settings(experiment)
     check_batches(experiment)
     check_names(experiment)
-    check_trainer_settings(trainer)
+    check_training(experiment, trainer)
     tokenizer, limits = check_pair(experiment)
     quarantine = Path(out).with_name(f'{Path(out).name}{QUARANTINE}')
     rows, held_out = training_rows(experiment, benchmark, tokenizer, quarantine)
@@ -553,7 +592,8 @@ def find_identities(experiment: Experiment) -> dict:
 
 # %% ../nbs/20_experiment.ipynb #86ba2728
 # settings that came later, and how it was before
-LATER = dict(chat=False, contrasts='', dtype='auto', attn='', also='')
+LATER = dict(chat=False, contrasts='', dtype='auto', attn='', also='', divergence='forward_kl',
+             t_squared=False, rationale_weight=1., answer_weight=1.)
 
 # %% ../nbs/20_experiment.ipynb #0a0fc1bf
 @dataclass
@@ -688,7 +728,7 @@ def _load_teacher(run, arm, rows):
     experiment = run.experiment
     if not arm.needs_teacher:
         return None
-    if not reads_often(experiment, run.seeds):
+    if not is_cached(experiment, arm, run.seeds):
         return load_lm(experiment.teacher, **experiment.loading)[0]
     where = run.out/'cache'/cache_name(arm)
     write_cache(experiment.teacher, rows, where, arm.mode, chat=experiment.chat,
@@ -696,23 +736,13 @@ def _load_teacher(run, arm, rows):
     processes().wait_for_everyone()  # each process wrote its share
     return TeacherCache(where)
 
-
-def _train_config(run, arm, seed, epochs):
-    from cotkd.trainer import KDConfig
-    experiment = run.experiment
-    lr = experiment.kd_lr if arm.rationale == 'none' else experiment.kd_cot_lr
-    return KDConfig(lr=lr, batch_size=experiment.batch_size, epochs=epochs,
-                    temperature=experiment.temperature, ce_weight=cross_entropy_share(arm.loss),
-                    lora_rank=experiment.lora_rank, chat=experiment.chat,
-                    dtype=experiment.dtype, seed=seed, trainer=run.trainer)
-
 # %% ../nbs/20_experiment.ipynb #75660a3f
 def _train(run, member, teacher, reading, prepared):
     "Train a student and note what it cost and what it is"
     from cotkd.distill import distill
     from cotkd.models import load_lm, processes
     experiment, arm = run.experiment, member.arm
-    config = _train_config(run, arm, member.seed, reading.epochs)
+    config = train_config(experiment, arm, member.seed, epochs=reading.epochs, trainer=run.trainer)
     student, _ = load_lm(experiment.student, **experiment.loading)
     names = dict(student=experiment.student, data=experiment.data,
                  start=run.identities['student'])

@@ -394,9 +394,9 @@ _ABOUT = {
     '': 'Accuracy on the same questions: {a} beside {b}'}
 _METHOD = (
     'Interval of a gain: 95%, {interval}; of an arm: bootstrap of the questions within each task. '
-    'Tasks weigh the same. Headline prompt: the one an arm was trained for; teacher and base student '
-    'are shown step by step. Where every question went the same way, nothing is left to resample, '
-    'and there is no interval.')
+    'Tasks weigh the same. Headline prompt: the one an arm was trained for; teacher and base '
+    'student are shown step by step. Where every question went the same way, nothing is left to '
+    'resample, and there is no interval.')
 
 
 def _about(results, c):

@@ -38,8 +38,8 @@ from .data import HUB_FILE, HUB_ID
 from .distill import training_bytes
 from .evaluate import Asking
 from .experiment import (HELD_OUT, PRESETS, Experiment, askings, cache_name,
-                              check_settings, choose_benchmark, members, reads_often,
-                              training_rows, variants_of)
+                              check_settings, choose_benchmark, is_cached, members,
+                              reads_often, training_rows, variants_of)
 from .files import InputError
 from .generate import WORTHWHILE, cache_room
 from .losses import CHUNK_BYTES
@@ -689,7 +689,7 @@ def disk_table(
     found, head = downloads(experiment), teacher.get_output_embeddings().weight
     for name, length in lengths.items():
         arm = ARMS[name]
-        if arm.needs_teacher and reads_often(experiment, seeds):
+        if is_cached(experiment, arm, seeds):
             rows = all_rows(replace(experiment, rows=round(experiment.rows * length.times)))
             tokens = round(rows * length.supervised)
             found[f'cache of the teacher, {cache_name(arm)}'] = cache_bytes(tokens, head)
@@ -774,11 +774,12 @@ def training_steps(work: Workload) -> dict:  # what is done -> hours, GB
         time = dict.fromkeys(('live', 'cached'), math.nan)
         if card:
             time = training_seconds(experiment, work.models, arm, length, card)
-        if arm.needs_teacher and work.how == 'cached':
+        how = 'cached' if is_cached(experiment, arm, work.seeds) else 'live'
+        if how == 'cached':
             read = reading_seconds(experiment, work.models, length, card) if card else math.nan
             found[f'teacher reads the rows, {cache_name(arm)}'] = _step(read, reading)
-        size = memory[work.how if arm.needs_teacher else NONE]
-        trainings[f'train {name}'] = _step(work.seeds * time[work.how], size)
+        size = memory[how if arm.needs_teacher else NONE]
+        trainings[f'train {name}'] = _step(work.seeds * time[how], size)
     return found | trainings
 
 # %% ../nbs/21_plan.ipynb #4c4ddf1d
@@ -954,7 +955,8 @@ def _notes(work, memory):
         f'Tokens of a row ({work.source}): {"; ".join(sizes)}.',
         f'Tokens of an answer (assumed): {cot.mean} step by step, {cot.longest} in the longest of '
         f'a batch; {direct.mean} directly. Memory: as if all ran to the limit.', speed,
-        'Left out: attention scores, padding, downloads, loading, drawing.')
+        'Left out: attention scores, padding, downloads, loading, drawing, what students write '
+        'while they are trained.')
 
 # %% ../nbs/21_plan.ipynb #c1fa0b4a
 def plan(

@@ -206,7 +206,8 @@ def crossed_interval(
     d = b - a
     delta = sum(shares[task] * d[:, groups == task].mean() for task in tasks)
     spread = _crossed_variance(d, groups, {task: shares[task] for task in tasks})
-    return dict(delta=100 * float(delta)) | (_t_interval(delta, *spread) if spread else _NO_INTERVAL)
+    interval = _t_interval(delta, *spread) if spread else _NO_INTERVAL
+    return dict(delta=100 * float(delta)) | interval
 
 # %% ../nbs/16_stats.ipynb #2ec85cf3
 def _over_seeds(pairs):

@@ -13,7 +13,7 @@ from cotkd.arms import ARMS, RATIONALES, choose_arms, with_rationales
 from cotkd.bbh import toy_benchmark
 from cotkd.cli import main
 from cotkd.data import load_cot
-from cotkd.experiment import PRESETS, run
+from cotkd.experiment import PRESETS, check_training, is_cached, run, train_config
 from cotkd.files import InputError, read_json
 from cotkd.prompt import ANSWER, QUESTION, RATIONALE, encode, format_example
 from cotkd.records import load_results
@@ -184,8 +184,29 @@ def test_a_run_of_controls(tmp_path):
     assert cost['kd_matched']['supervised_tokens'] == pytest.approx(
         cost['kd_cot']['supervised_tokens'], rel=.01)
     assert cost['kd_matched']['examples'] > 10 * cost['kd_cot']['examples']
-    assert cost['kd_flops']['flops'] == pytest.approx(cost['kd_cot']['flops'], rel=.1)  # few rows, whole updates
+    # few rows, whole updates
+    assert cost['kd_flops']['flops'] == pytest.approx(cost['kd_cot']['flops'], rel=.1)
     assert cost['kd_filler']['supervised_tokens'] == cost['kd_cot']['supervised_tokens']
     results = load_results(tmp_path/'run')
     assert {*results.arm} == {'teacher', 'student', *names}
     assert set(results.groupby('arm')['mode'].nunique()) == {2}
+
+
+def test_what_an_arm_sets_for_itself():
+    experiment = replace(PRESETS['toy'], temperature=2., divergence='jsd(0.9)')
+    shared, own = (train_config(experiment, ARMS[name]) for name in ('kd_cot', 'kd_own'))
+    assert (shared.divergence, shared.temperature, shared.lmbda) == ('jsd(0.9)', 2., 0.)
+    assert own == replace(shared, lmbda=.5)
+    reverse = replace(ARMS['kd_cot'], config=dict(divergence='reverse_kl', rationale_weight=.5))
+    config = train_config(experiment, reverse)
+    assert (config.divergence, config.rationale_weight) == ('reverse_kl', .5)
+    with pytest.raises(InputError, match="arm 'kd_cot' sets lr: expected one of"):
+        replace(ARMS['kd_cot'], config=dict(lr=1.))
+    with pytest.raises(InputError, match='divergence'):
+        check_training(replace(experiment, divergence='nearness'), {})
+
+
+def test_what_a_student_writes_is_in_no_cache():
+    assert is_cached(PRESETS['toy'], ARMS['kd_cot'], seeds=2)
+    assert not is_cached(PRESETS['toy'], ARMS['kd_own'], seeds=2)
+    assert not is_cached(PRESETS['toy'], ARMS['sft'], seeds=2)

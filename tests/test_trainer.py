@@ -1,16 +1,20 @@
 "One update: odd heads, padded vocabularies, a teacher from its cache, a training that stopped."
+from dataclasses import replace
+
 import pytest
 import torch
-from training import TINY, equal, losses, make_trainer, tiny, toy_rows, toy_student, toy_teacher
+from training import (EIGHT, TINY, equal, losses, make_trainer, tiny, toy_rows, toy_student,
+                      toy_teacher)
 from transformers import (CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, Qwen2Config,
                           TrainerCallback)
 
 from cotkd.cache import TeacherCache, write_cache
+from cotkd.distill import distill
 from cotkd.files import InputError
 from cotkd.losses import kd_loss
 from cotkd.models import check_head, load_lm, read_head
-from cotkd.prompt import KDCollator, encode
-from cotkd.trainer import KDConfig
+from cotkd.prompt import QUESTION, RATIONALE, KDCollator, encode
+from cotkd.trainer import KDConfig, own_texts
 
 SCALED = [CohereConfig(**TINY, logit_scale=.25), GraniteConfig(**TINY, logits_scaling=4.),
           Gemma2Config(**TINY, head_dim=8, final_logit_softcapping=3.)]
@@ -87,11 +91,12 @@ class StopAt(TrainerCallback):
         control.should_training_stop |= state.global_step == self.step
 
 
-def test_a_stopped_training_goes_on_exactly(rows, tmp_path):
+@pytest.mark.parametrize('lmbda', [0., .5])
+def test_a_stopped_training_goes_on_exactly(lmbda, rows, tmp_path):
     "Five updates an epoch; it stops in the middle of the second"
     def run(out, callbacks=None, resume=None):
-        trainer = make_trainer(toy_student(), toy_teacher(), rows, out, callbacks=callbacks,
-                               max_steps=15, save_strategy='steps', save_steps=7)
+        trainer = make_trainer(toy_student(), toy_teacher(), rows, out, replace(EIGHT, lmbda=lmbda),
+                               callbacks, max_steps=15, save_strategy='steps', save_steps=7)
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 
@@ -138,3 +143,53 @@ def test_wrong_arguments_are_refused(rows, tmp_path):
         make_trainer(toy_student(), cache, rows, tmp_path)
     with pytest.raises(InputError, match="'kl'"):
         KDConfig(divergence='kl')
+
+
+# --- texts that the student writes
+
+def test_what_a_student_writes(rows):
+    "The same questions; each text ends once, or fills the room"
+    tokenizer = load_lm('toy-teacher')[1]
+    encoded = [encode(row, tokenizer) for row in rows[:8]]
+    torch.manual_seed(0)
+    own = own_texts(toy_student(), encoded)
+    room = max(sum(span != QUESTION for span in e['spans']) for e in encoded)
+    for given, written in zip(encoded, own, strict=True):
+        n = given['spans'].count(QUESTION)
+        text = written['input_ids'][n:]
+        assert written['input_ids'][:n] == given['input_ids'][:n]
+        assert written['spans'] == [QUESTION] * n + [RATIONALE] * len(text)
+        end = tokenizer.eos_token_id
+        assert (text.count(end), text[-1] == end) in [(1, True), (0, False)]
+        assert len(text) == room or text[-1] == end
+    assert own != own_texts(toy_student(), encoded)  # sampled
+
+
+def test_a_share_of_its_own_texts(rows):
+    "None: bit for bit the rows alone; all: other losses, from the same questions"
+    found = {}
+    for lmbda in (None, 0., 1.):
+        config = EIGHT if lmbda is None else replace(EIGHT, lmbda=lmbda)
+        trainer = make_trainer(toy_student(), toy_teacher(), rows, 'out', config, max_steps=3)
+        trainer.train()
+        found[lmbda] = trainer
+    assert losses(found[None]) == losses(found[0.])
+    assert equal(found[None].model.student, found[0.].model.student)
+    assert not equal(found[0.].model.student, found[1.].model.student)
+
+
+@pytest.mark.parametrize('settings, why', [
+    (dict(lmbda=1.5), 'a share from 0 to 1'), (dict(lmbda=.5, ce_weight=.5), 'leave one of them')])
+def test_shares_that_make_no_sense(settings, why):
+    with pytest.raises(InputError, match=why):
+        KDConfig(**settings)
+
+
+def test_a_cache_cannot_grade_what_is_written_later(rows, tmp_path):
+    tokenizer = load_lm('toy-teacher')[1]
+    cache = TeacherCache(write_cache('toy-teacher', rows, tmp_path/'cache'))
+    for teacher in (cache, None):
+        with pytest.raises(InputError, match='by the teacher itself'):
+            distill(toy_student(), teacher, tokenizer, rows, tmp_path/'out',
+                    config=replace(EIGHT, lmbda=.5))
+    assert not (tmp_path/'out').exists()
