@@ -201,15 +201,19 @@ def _is_first():
     return launched()[0] == 0
 
 # %% ../nbs/23_cli.ipynb #2f286607
-def _add_rows(parser):
+def _add_data(parser):
     add_option(parser, '--data', 'rows in the columns of CoT-Collection: a .jsonl or .json file, a '
                'directory, or kaist-ai/CoT-Collection', required=True)
+    add_option(parser, '--limit', 'use only so many rows', type=int)
+
+
+def _add_rows(parser):
+    _add_data(parser)
     learned = parser.add_mutually_exclusive_group(required=True)
     add_option(learned, '--rationales', 'rationale and answer are supervised, or the answer alone',
                action=argparse.BooleanOptionalAction)
     kinds = '; '.join(f'{name}: {kind.text}' for name, kind in RATIONALES.items())
     add_option(learned, '--rationale', f'what is supervised: {kinds}', choices=RATIONALES)
-    add_option(parser, '--limit', 'use only so many rows', type=int)
     add_option(parser, '--max-tokens', 'leave out rows that are longer than this with their '
                'rationale, and count them', type=int)
     add_option(parser, '--chat', 'lay rows out by the chat template of the tokenizer',
@@ -263,6 +267,36 @@ def _cache(args):
     rows = _rows(args, load_tokenizer(args.teacher, args.trust_remote_code))[0]
     mode = RATIONALES[_kind(args)].mode
     write_cache(args.teacher, rows, args.out, mode, shard, args.chat, **_loading(args))
+
+# %% ../nbs/23_cli.ipynb #a1a53cec
+_WRITING = ('samples', 'temperature', 'shots', 'max_new_tokens', 'keep', 'chat', 'seed',
+            'batch_size')
+
+
+def _add_write(parser):
+    from cotkd.write import Writing
+    add_option(parser, '--model', 'who writes: hub id, directory, or toy-teacher', required=True)
+    _add_data(parser)
+    add_option(parser, '--out', 'file to be, such as written.jsonl', required=True)
+    add_fields(parser, Writing, _WRITING)
+    _add_loading(parser)
+
+
+def _write(args):
+    from cotkd.data import load_cot
+    from cotkd.models import load_lm
+    from cotkd.names import model_identity
+    from cotkd.write import Writing, find_written, write_rationales
+    writing = take_fields(Writing, args, _WRITING)
+    writer = model_identity(args.model, args.trust_remote_code)
+    rows = load_cot(args.data, args.limit, args.out + QUARANTINE)
+    counts = find_written(rows, args.out, writer, writing)
+    if counts is None:
+        model, tokenizer = load_lm(args.model, **_loading(args))
+        counts = write_rationales(model, tokenizer, rows, args.out, writer, writing)
+    print('{out}: {written:,} rationales of {rows_kept:,} of {rows:,} rows; of {texts:,} texts '
+          '{kept:,} right, {wrong:,} wrong, {none:,} without rationale or answer, {cut:,} cut at '
+          '{room} tokens'.format(out=args.out, room=writing.max_new_tokens, **counts))
 
 # %% ../nbs/23_cli.ipynb #1c8db309
 _TRAINING = ('batch_size', 'micro_tokens', 'epochs', 'divergence', 'temperature', 't_squared',
@@ -617,6 +651,8 @@ class Command:
 COMMANDS = {
     'run': Command(_run, _add_run, 'all arms of one experiment, from the rows to the report'),
     'distill': Command(_distill, _add_distill, 'distil one student'),
+    'write': Command(_write, _add_write, "rationales in a model's own words, kept where they end "
+                     'in the right answer'),
     'cache': Command(_cache, _add_cache, 'run the teacher once and keep its hidden states'),
     'eval': Command(_eval, _add_eval, 'score a model on BIG-Bench-Hard'),
     'gains': Command(_gains, _add_gains, 'table, statistics and figure from result files'),
