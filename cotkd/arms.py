@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DOTS', 'RATIONALES', 'MATCHED', 'SETTINGS', 'ARMS', 'shuffle_words', 'shuffle_sentences', 'borrow_rationales',
-           'borrow_answers', 'fill_with_dots', 'Rationale', 'with_rationales', 'cross_entropy_share', 'Arm', 'find_arm',
-           'order_arms', 'reference_arms', 'choose_arms', 'Asked', 'find_asked', 'Contrast', 'contrast',
-           'named_contrasts', 'contrasts']
+           'borrow_answers', 'fill_with_dots', 'use_written', 'Rationale', 'with_rationales', 'cross_entropy_share',
+           'Arm', 'find_arm', 'order_arms', 'reference_arms', 'choose_arms', 'Asked', 'find_asked', 'Contrast',
+           'contrast', 'named_contrasts', 'contrasts']
 
 # %% ../nbs/04_arms.ipynb #310ac25b
 import difflib
@@ -106,6 +106,14 @@ def fill_with_dots(rows, tokenizer) -> list:
     "Each row with as many filler tokens as its rationale has"
     return [_dots(row, tokenizer) for row in rows]
 
+
+def use_written(rows, tokenizer=None) -> list:
+    "Each row with what a teacher wrote to it, its column `written`"
+    if not all('written' in row for row in rows):
+        raise InputError('the rows have no column "written": a run adds it, and what `cotkd write` '
+                         'writes has it as its rationale')
+    return [row | dict(rationale=row['written']) for row in rows]
+
 # %% ../nbs/04_arms.ipynb #b2240eca
 @dataclass(frozen=True)
 class Rationale:
@@ -123,7 +131,8 @@ RATIONALES = {
     'sentences': Rationale('its sentences in another order', change=shuffle_sentences),
     'other': Rationale("another question's rationale", change=borrow_rationales),
     'wrong': Rationale("another question's rationale and answer", change=borrow_answers),
-    'filler': Rationale('as many dots as it has tokens', change=fill_with_dots)}
+    'filler': Rationale('as many dots as it has tokens', change=fill_with_dots),
+    'teacher': Rationale("the teacher's own rationale", change=use_written)}
 
 # %% ../nbs/04_arms.ipynb #46e81604
 def with_rationales(
@@ -227,6 +236,7 @@ ARMS = {arm.name: arm for arm in (  # in the order of figures
         matched='supervised_tokens', against=('kd', 'kd_cot')),
     Arm('kd_flops', 'KD, as many FLOPs', rationale='none', asked='direct', matched='flops',
         against=('kd', 'kd_cot')),
+    Arm('kd_teacher', "KD+teacher's CoT", rationale='teacher', against=('kd_cot',)),
     Arm('kd_own', "KD+CoT, half of it the student's own", config=dict(lmbda=.5),
         against=('kd_cot',)),
 )}

@@ -212,8 +212,9 @@ def _add_rows(parser):
     learned = parser.add_mutually_exclusive_group(required=True)
     add_option(learned, '--rationales', 'rationale and answer are supervised, or the answer alone',
                action=argparse.BooleanOptionalAction)
-    kinds = '; '.join(f'{name}: {kind.text}' for name, kind in RATIONALES.items())
-    add_option(learned, '--rationale', f'what is supervised: {kinds}', choices=RATIONALES)
+    kinds = {name: kind.text for name, kind in RATIONALES.items() if name != 'teacher'}
+    texts = '; '.join(f'{name}: {text}' for name, text in kinds.items())
+    add_option(learned, '--rationale', f'what is supervised: {texts}', choices=kinds)
     add_option(parser, '--max-tokens', 'leave out rows that are longer than this with their '
                'rationale, and count them', type=int)
     add_option(parser, '--chat', 'lay rows out by the chat template of the tokenizer',

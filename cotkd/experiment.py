@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FROM_PAPER', 'MINILLM', 'ADAPTER_LR', 'PAIR', 'CHAT', 'LORA', 'LLAMA_13B', 'TINYLLAMA', 'SMOLLM', 'CODER', 'PRESETS',
            'WITHOUT_EFFECT', 'REDUCED', 'AT_LEAST_ONE', 'ABOVE_ZERO', 'HELD_OUT', 'TEMPLATE_BYTES', 'SHARED', 'LATER',
-           'Loading', 'Loss', 'Experiment', 'describe_preset', 'chosen_contrasts', 'variants_of', 'check_settings',
-           'check_batches', 'check_names', 'read_config', 'configure', 'choose_benchmark', 'askings', 'sample_fitting',
-           'leave_out_long', 'training_rows', 'Member', 'members', 'place_of', 'Prepared', 'check_pair', 'check_rows',
-           'check_rows_of_arms', 'untrained', 'reads_often', 'is_cached', 'cache_name', 'needed_bytes', 'train_config',
-           'check_training', 'check', 'data_identity', 'find_identities', 'Run', 'subject_of', 'Todo', 'unasked',
-           'missing', 'Reading', 'draw', 'check_student', 'preset_name', 'run']
+           'Loading', 'Loss', 'Experiment', 'describe_preset', 'chosen_contrasts', 'variants_of', 'own_rates',
+           'check_settings', 'check_batches', 'check_names', 'read_config', 'configure', 'choose_benchmark', 'askings',
+           'sample_fitting', 'leave_out_long', 'training_rows', 'Member', 'members', 'place_of', 'Prepared',
+           'check_pair', 'check_rows', 'check_rows_of_arms', 'untrained', 'teacher_writes', 'reads_often', 'is_cached',
+           'cache_name', 'needed_bytes', 'train_config', 'check_training', 'check', 'data_identity', 'find_identities',
+           'Run', 'subject_of', 'Todo', 'unasked', 'missing', 'Reading', 'draw', 'check_student', 'preset_name', 'run']
 
 # %% ../nbs/21_experiment.ipynb #a1e9607e
 import difflib
@@ -29,7 +29,7 @@ from .arms import find_arm, named_contrasts, reference_arms, with_rationales
 from .bbh import Benchmark, bbh_benchmark, toy_benchmark
 from .evaluate import Asking, Subject, check_asking, clear_parts, evaluate, unfinished
 from .files import QUARANTINE, InputError, check_claim, check_disk, claim, data_files
-from .files import digest, file_digest, launched, read_json, write_json
+from .files import digest, file_digest, launched, read_json, read_lines, write_json
 from .names import EMBEDDED, model_identity, parse_name
 from .prompt import MODES, chat_end, check_end, encode, encode_rows, ends_early
 from .records import VARIANTS, load_results, read_results, result_key, results_path
@@ -74,6 +74,7 @@ class Experiment(Loss, Loading):
     epochs: float = 1.  # passes over the rows
     kd_lr: float = 2e-3  # learning rate of arms whose rows hold no rationale
     kd_cot_lr: float = 8e-3  # learning rate of arms whose rows hold one
+    lrs: str = ''  # of arms that have another one: kd_after=4e-3,kd_filler=2e-3
     batch_size: int = 8  # rows per update, over all processes
     lora_rank: int = 0  # train adapters of this rank; 0: train all weights
     shots: int = 0  # examples in the prompts of evaluation: 0 or 3
@@ -162,6 +163,21 @@ def variants_of(experiment: Experiment) -> list:
     return ['', *(name for name in found if not same[name])]
 
 # %% ../nbs/21_experiment.ipynb #5aedfd7c
+def own_rates(experiment: Experiment) -> dict:  # arm -> learning rate
+    "Of arms that have another one than those like them; InputError for what is no list of rates"
+    found = {}
+    for part in filter(None, experiment.lrs.split(',')):
+        name, _, rate = part.strip().partition('=')
+        try:
+            found[name] = float(rate)
+        except ValueError:
+            found[name] = 0.
+        if not (find_arm(name).trained and 0 < found[name] < math.inf):
+            raise InputError(f'setting lrs={experiment.lrs!r}: {part!r} is no arm with a learning '
+                             'rate, such as kd_after=4e-3')
+    return found
+
+# %% ../nbs/21_experiment.ipynb #4a48ba8d
 def check_settings(experiment: Experiment):
     "Raise InputError for a value that no run could use"
     for name, value in asdict(experiment).items():
@@ -177,6 +193,7 @@ def check_settings(experiment: Experiment):
         askings(experiment, arm)
     chosen_contrasts(experiment)
     variants_of(experiment)
+    own_rates(experiment)
 
 # %% ../nbs/21_experiment.ipynb #cd5e0d9c
 def check_batches(experiment: Experiment):
@@ -438,7 +455,8 @@ def check_rows(
 
 def check_rows_of_arms(experiment: Experiment, rows, held_out: int, tokenizer, limits):
     "`check_rows` for whatever an arm makes of them"
-    kinds = {arm.rationale for arm in choose_arms(experiment.arms)} - {'none', 'after'}
+    kinds = {arm.rationale for arm in choose_arms(experiment.arms)}
+    kinds -= {'none', 'after', 'teacher'}  # what a teacher will write is not known yet
     for kind in sorted({'before'} | kinds):
         changed = with_rationales(rows, kind, tokenizer, held_out)
         check_rows(changed, tokenizer, limits, experiment.chat)
@@ -453,6 +471,11 @@ def untrained(
     # the log is written when a training is over
     return [member for member in members(experiment, out, seeds)
             if member.arm.trained and not (Path(out)/member.name/'log.jsonl').exists()]
+
+
+def teacher_writes(experiment: Experiment) -> bool:
+    "Does an arm need rationales in the teacher's own words?"
+    return any(arm.rationale == 'teacher' for arm in choose_arms(experiment.arms))
 
 
 def reads_often(experiment: Experiment, seeds: int) -> bool:
@@ -534,6 +557,7 @@ def train_config(
     "How the students of an arm are trained; raises InputError for what makes no sense"
     from cotkd.trainer import KDConfig
     lr = experiment.kd_lr if arm.rationale == 'none' else experiment.kd_cot_lr
+    lr = own_rates(experiment).get(arm.name, lr)
     shared = {name: getattr(experiment, name) for name in SHARED}
     return KDConfig(lr=lr, ce_weight=cross_entropy_share(arm.loss), seed=seed,
                     **shared | arm.config, **settings)
@@ -593,7 +617,19 @@ def find_identities(experiment: Experiment) -> dict:
 # %% ../nbs/21_experiment.ipynb #86ba2728
 # settings that came later, and how it was before
 LATER = dict(chat=False, contrasts='', dtype='auto', attn='', also='', divergence='forward_kl',
-             t_squared=False, rationale_weight=1., answer_weight=1.)
+             t_squared=False, rationale_weight=1., answer_weight=1., lrs='')
+
+
+def _recorded(experiment):
+    "Settings as the directory of a run holds them"
+    settings = asdict(experiment)
+    del settings['arms']  # an arm more is the same experiment, and so is a seed more
+    for name, before in LATER.items():
+        if settings[name] == before:  # so that a run from before there was one goes on
+            del settings[name]
+    if teacher_writes(experiment):  # that chooses the rows of all arms
+        settings['written'] = True
+    return settings
 
 # %% ../nbs/21_experiment.ipynb #0a0fc1bf
 @dataclass
@@ -613,16 +649,12 @@ class Run:
 
     def belongs(self) -> dict:
         "What another run in this directory would differ in"
-        settings = asdict(self.experiment)
-        del settings['arms']  # an arm more is the same experiment, and so is a seed more
-        for name, before in LATER.items():
-            if settings[name] == before:  # so that a run from before there was one goes on
-                del settings[name]
         shots = self.experiment.shots
         prompts = [self.benchmark.prompt(task, items[0]['input'], mode, shots)
                    for task, items in self.benchmark.items.items() for mode in MODES]
-        return dict(settings=settings, trainer=self.trainer, benchmark=self.benchmark.name,
-                    questions=digest(self.benchmark.items, prompts), identities=self.identities)
+        return dict(settings=_recorded(self.experiment), trainer=self.trainer,
+                    benchmark=self.benchmark.name, identities=self.identities,
+                    questions=digest(self.benchmark.items, prompts))
 
 # %% ../nbs/21_experiment.ipynb #b9cf50d4
 def subject_of(run: Run, member: Member, variant: str = '') -> Subject:
@@ -679,6 +711,39 @@ def _is_drawn(out):
     newest = max(path.stat().st_mtime for path in results if path.exists())
     pages = [out/'gains.png', out/'report.html']
     return all(p.exists() and p.stat().st_mtime >= newest for p in pages)
+
+# %% ../nbs/21_experiment.ipynb #cf359338
+def _take_written(rows, written, experiment, tokenizer):
+    "Those short enough with it"
+    found = [row | dict(written=written[row['source']]) for row in rows
+             if row['source'] in written]
+    return [row for row in found if experiment.max_tokens >= len(encode(
+        row | dict(rationale=row['written']), tokenizer, chat=experiment.chat)['input_ids'])]
+
+# %% ../nbs/21_experiment.ipynb #0e8d3d67
+def _write_first(run, prepared) -> Prepared:
+    "Rows with a column `written`: those to which the teacher found the answer"
+    from cotkd.models import load_lm
+    from cotkd.write import Writing, find_written, write_rationales
+    experiment, rows = run.experiment, list(prepared.rows)
+    how = Writing(max_new_tokens=experiment.max_new_tokens, chat=experiment.chat)
+    where = rows, run.out/'written.jsonl', run.identities['teacher'], how
+    if find_written(*where) is None:
+        model, _ = load_lm(experiment.teacher, **experiment.loading)
+        write_rationales(model, prepared.tokenizer, *where)
+    written = {row['source']: row['rationale'] for row in read_lines(run.out/'written.jsonl')}
+    first = len(rows) - prepared.held_out
+    train, held_out = (_take_written(part, written, experiment, prepared.tokenizer)
+                       for part in (rows[:first], rows[first:]))
+    print(f'{len(train):,} of {first:,} rows have a rationale in the words of the teacher; all '
+          'arms train on these')
+    if len(train) < experiment.batch_size:
+        raise InputError(f'the teacher answered {len(train)} of {first} rows, which is no update '
+                         f'of {experiment.batch_size}: leave out kd_teacher, or give more rows')
+    kept = train + held_out
+    if not isinstance(prepared.rows, list):
+        kept = prepared.rows.from_list(kept)
+    return replace(prepared, rows=kept, held_out=len(held_out))
 
 # %% ../nbs/21_experiment.ipynb #379338c7
 @dataclass
@@ -891,13 +956,16 @@ def check_student(experiment: Experiment):
 # %% ../nbs/21_experiment.ipynb #7f489aea
 def _work(run, prepared, about):
     from cotkd.models import processes
-    if untrained(run.experiment, run.out, run.seeds):
+    left = untrained(run.experiment, run.out, run.seeds)
+    if left:
         check_student(run.experiment)
     state = processes()
     if state.is_main_process:
         _begin(run, about, prepared)
         _say(run, prepared)
     state.wait_for_everyone()
+    if left and teacher_writes(run.experiment):
+        prepared = _write_first(run, prepared)
     todo = missing(run)
     for arm in choose_arms(run.experiment.arms):
         _train_arm(run, arm, todo, prepared)

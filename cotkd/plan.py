@@ -39,7 +39,7 @@ from .distill import training_bytes
 from .evaluate import Asking
 from .experiment import (HELD_OUT, PRESETS, Experiment, askings, cache_name,
                               check_settings, choose_benchmark, is_cached, members,
-                              reads_often, training_rows, variants_of)
+                              reads_often, teacher_writes, training_rows, variants_of)
 from .files import InputError
 from .generate import WORTHWHILE, cache_room
 from .losses import CHUNK_BYTES
@@ -790,6 +790,15 @@ def _all_askings(experiment, arm):
             yield from askings(experiment, arm, variant)
 
 
+def _writing_step(experiment, writer, card):
+    "A text for each row, at most as long as an answer"
+    length = arm_lengths(replace(experiment, arms='kd_cot'))[0]['kd_cot']
+    questions = Questions([all_rows(experiment)], 0., length.tokens - length.supervised)
+    asking = Asking(mode='cot', max_new_tokens=experiment.max_new_tokens, chat=experiment.chat)
+    time = asking_seconds(writer, questions, asking, card) if card else math.nan
+    return _step(time, asking_bytes(writer, questions, asking, card))
+
+# %% ../nbs/22_plan.ipynb #aaea9cba
 def asking_steps(
     experiment: Experiment,
     card: Card | None,  # None: this CPU
@@ -799,6 +808,8 @@ def asking_steps(
     names = dict(teacher=experiment.teacher, student=experiment.student)
     writers = {role: find_writer(name, experiment, card) for role, name in names.items()}
     found = {}
+    if teacher_writes(experiment):
+        found['teacher writes rationales'] = _writing_step(experiment, writers['teacher'], card)
     for member in members(experiment, '', 1):
         arm, writer = member.arm, writers.get(member.arm.name, writers['student'])
         time = size = count = 0

@@ -13,8 +13,8 @@ from cotkd.arms import ARMS, RATIONALES, choose_arms, with_rationales
 from cotkd.bbh import toy_benchmark
 from cotkd.cli import main
 from cotkd.data import load_cot
-from cotkd.experiment import PRESETS, check_training, is_cached, run, train_config
-from cotkd.files import InputError, read_json
+from cotkd.experiment import PRESETS, check_settings, check_training, is_cached, run, train_config
+from cotkd.files import InputError, read_json, read_lines
 from cotkd.prompt import ANSWER, QUESTION, RATIONALE, encode, format_example
 from cotkd.records import load_results
 
@@ -24,8 +24,9 @@ TOKENIZERS = ('toy', 'byte-level', 'across words', 'byte fallback')
 
 @pytest.fixture(scope='module')
 def rows(cot_data):
-    "Real rationales, of many tasks"
-    return list(load_cot(cot_data/'cot_mini.jsonl').shuffle(seed=0).select(range(300)))
+    "Real rationales, of many tasks, and what a teacher may have written"
+    rows = load_cot(cot_data/'cot_mini.jsonl').shuffle(seed=0).select(range(300))
+    return [row | dict(written=f"In short: {row['rationale']}") for row in rows]
 
 
 def find_tokenizer(name):
@@ -151,6 +152,12 @@ def test_a_wrong_answer_comes_with_its_rationale(rows):
         assert (changed['rationale'], changed['target']) in pairs
 
 
+def test_rows_that_no_teacher_wrote(rows):
+    rows = [{key: x for key, x in row.items() if key != 'written'} for row in rows]
+    with pytest.raises(InputError, match='the rows have no column "written"'):
+        with_rationales(rows, 'teacher', None)
+
+
 def test_held_out_rows_lend_nothing_to_the_others(rows):
     tokenizer = find_tokenizer('byte-level')
     changed = with_rationales(rows, 'other', tokenizer, held_out=100)
@@ -210,3 +217,46 @@ def test_what_a_student_writes_is_in_no_cache():
     assert is_cached(PRESETS['toy'], ARMS['kd_cot'], seeds=2)
     assert not is_cached(PRESETS['toy'], ARMS['kd_own'], seeds=2)
     assert not is_cached(PRESETS['toy'], ARMS['sft'], seeds=2)
+
+
+@pytest.fixture(scope='module')
+def own_words(tmp_path_factory):
+    "A run in which the teacher writes first"
+    toy = toy_benchmark(1)
+    one = replace(toy, items=dict(navigate=toy.items['navigate']))
+    experiment = replace(PRESETS['toy'], rows=24, arms='kd_cot,kd_teacher', other_prompt=1,
+                         max_new_tokens=150)
+    out = tmp_path_factory.mktemp('own')/'run'
+    run(experiment, out, one)
+    return experiment, out, one
+
+
+def test_all_arms_train_on_what_the_teacher_could_answer(own_words):
+    "The same questions; only the words differ"
+    experiment, out, _ = own_words
+    written = read_lines(out/'written.jsonl')
+    recipes = {arm: read_json(out/f'models/{arm}-0/distill.json') for arm in ('kd_cot',
+                                                                             'kd_teacher')}
+    rows = [recipe['recipe']['rows'].split(',')[0] for recipe in recipes.values()]
+    assert rows == [f'{len(written)} rows'] * 2 and 8 <= len(written) <= 24
+    assert recipes['kd_cot']['recipe']['rows'] != recipes['kd_teacher']['recipe']['rows']
+    assert {*load_results(out).arm} == {'teacher', 'student', 'kd_cot', 'kd_teacher'}
+
+
+def test_other_rows_are_another_experiment(own_words):
+    experiment, out, one = own_words
+    with pytest.raises(InputError, match='differs in settings.written'):
+        run(replace(experiment, arms='kd_cot'), out, one)
+    before = (out/'results.jsonl').read_bytes()
+    run(experiment, out, one)  # there is nothing to do
+    assert (out/'results.jsonl').read_bytes() == before
+
+
+def test_arms_with_a_learning_rate_of_their_own():
+    experiment = replace(PRESETS['toy'], lrs='kd_after=4e-3, kd_filler=1e-3')
+    rates = {name: train_config(experiment, ARMS[name]).lr
+             for name in ('kd', 'kd_cot', 'kd_after', 'kd_filler')}
+    assert rates == dict(kd=2e-3, kd_cot=8e-3, kd_after=4e-3, kd_filler=1e-3)
+    for text in ('kd_after', 'kd_after=0', 'nobody=1e-3', 'kd=fast'):
+        with pytest.raises(InputError, match='is no arm with a learning rate'):
+            check_settings(replace(experiment, lrs=text))
