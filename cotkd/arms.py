@@ -6,7 +6,7 @@
 __all__ = ['DOTS', 'RATIONALES', 'MATCHED', 'SETTINGS', 'ARMS', 'shuffle_words', 'shuffle_sentences', 'borrow_rationales',
            'borrow_answers', 'fill_with_dots', 'use_written', 'Rationale', 'with_rationales', 'cross_entropy_share',
            'Arm', 'find_arm', 'order_arms', 'reference_arms', 'choose_arms', 'Asked', 'find_asked', 'Contrast',
-           'contrast', 'named_contrasts', 'contrasts']
+           'contrast', 'named_contrasts', 'contrasts', 'Hypotheses', 'read_hypotheses']
 
 # %% ../nbs/04_arms.ipynb #310ac25b
 import difflib
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import merge
 
-from .files import InputError
+from .files import InputError, read_json
 from .prompt import MODES, RATIONALE, encode
 
 # %% ../nbs/04_arms.ipynb #1eedb45b
@@ -343,3 +343,32 @@ def contrasts(
     names = set(names)
     return [contrast(f'{other}:{arm.name}') for arm in ARMS.values() if arm.name in names
             for other in arm.against if other in names]
+
+# %% ../nbs/04_arms.ipynb #dc02fc67
+@dataclass(frozen=True)
+class Hypotheses:
+    "What a study decides before it trains anything"
+    primary: dict  # contrast, such as sft_cot:kd_cot -> what it asks, in words
+    seeds: int = 1  # training runs of each arm
+    margin: float = 0.  # points of a loss that would not matter; 0: none is named
+    test: str = ('average over tasks; 95% interval over questions and, from three runs on, over '
+                 'runs; p-values by Holm over the primary contrasts')
+
+    def __post_init__(self):
+        if not (isinstance(self.primary, dict) and self.primary):
+            raise InputError(f'primary is {self.primary!r}: expected contrasts and what they ask, '
+                             'such as {"kd:kd_cot": "Do rationales help?"}')
+        for text in self.primary:
+            contrast(text)
+        if self.seeds < 1 or self.margin < 0:
+            raise InputError(f'seeds is {self.seeds}, margin {self.margin}: expected at least one '
+                             'training run, and a margin of 0 points or more')
+
+
+def read_hypotheses(path) -> Hypotheses:
+    "From a JSON file; raises InputError for what is none"
+    try:
+        return Hypotheses(**read_json(path))
+    except (TypeError, AttributeError) as error:
+        raise InputError(f'{path}: {error}: expected {{"primary": {{"kd:kd_cot": "what it asks"}}, '
+                         '"seeds": 5}, and "margin" or "test" if you like') from None

@@ -173,9 +173,20 @@ def _add_run(parser):
     add_option(parser, '--bbh', 'directory of BIG-Bench-Hard, or "hub" (default: COTKD_BBH; '
                'without it the hub, for toy its own held-out questions)')
     add_option(parser, '--seeds', 'training runs of each arm (default: 1)', type=int)
+    add_option(parser, '--hypotheses', 'file of what is decided before the first training: primary '
+               'contrasts, seeds, a margin (default: the contrasts of the arms)')
     add_option(parser, '--dry-run', 'say what it will cost, and stop', action='store_true')
 
 
+def _find_hypotheses(args, choice):
+    "Those of a file, or of the run that is repeated"
+    from cotkd.arms import read_hypotheses
+    if args.hypotheses:
+        return read_hypotheses(args.hypotheses)
+    before = Path(choice.preset).with_name('hypotheses.json')
+    return read_hypotheses(before) if choice.preset.endswith('.json') and before.exists() else None
+
+# %% ../nbs/23_cli.ipynb #ae229564
 def _run(args):
     if args.dry_run:
         return _plan(args)
@@ -191,7 +202,8 @@ def _run(args):
         _, before, trained_with = read_config(choice.preset)
         seeds, trainer = args.seeds or before, trained_with | trainer
         old = read_json(choice.preset)
-    report = run(experiment, out, args.bbh, seeds, choice.preset, args.command, trainer, old)
+    report = run(experiment, out, args.bbh, seeds, choice.preset, args.command, trainer, old,
+                 _find_hypotheses(args, choice))
     if _is_first():
         print(f'\ntable, figure and answers side by side: {report}')
 

@@ -10,7 +10,8 @@ __all__ = ['FROM_PAPER', 'MINILLM', 'ADAPTER_LR', 'PAIR', 'CHAT', 'LORA', 'LLAMA
            'sample_fitting', 'leave_out_long', 'training_rows', 'Member', 'members', 'place_of', 'Prepared',
            'check_pair', 'check_rows', 'check_rows_of_arms', 'untrained', 'teacher_writes', 'reads_often', 'is_cached',
            'cache_name', 'needed_bytes', 'train_config', 'check_training', 'check', 'data_identity', 'find_identities',
-           'Run', 'subject_of', 'Todo', 'unasked', 'missing', 'Reading', 'draw', 'check_student', 'preset_name', 'run']
+           'Run', 'subject_of', 'Todo', 'unasked', 'missing', 'Reading', 'draw', 'check_decided', 'check_student',
+           'preset_name', 'run']
 
 # %% ../nbs/21_experiment.ipynb #a1e9607e
 import difflib
@@ -24,8 +25,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .arms import ARMS, RATIONALES, Arm, choose_arms, contrasts, cross_entropy_share
-from .arms import find_arm, named_contrasts, reference_arms, with_rationales
+from .arms import ARMS, RATIONALES, Arm, Hypotheses, choose_arms, contrasts
+from .arms import cross_entropy_share, find_arm, named_contrasts, read_hypotheses
+from .arms import reference_arms, with_rationales
 from .bbh import Benchmark, bbh_benchmark, toy_benchmark
 from .evaluate import Asking, Subject, check_asking, clear_parts, evaluate, unfinished
 from .files import QUARANTINE, InputError, check_claim, check_disk, claim, data_files
@@ -917,8 +919,40 @@ def _not_the_papers(run, preset):
             found[name] = f'{x}, in the paper {before}'
     return found
 
+# %% ../nbs/21_experiment.ipynb #04703517
+def check_decided(run: Run, hypotheses: Hypotheses | None):
+    "Raise InputError where something else was decided before, or it is too late to decide"
+    path, known = run.out/'hypotheses.json', run.config.get('hypotheses')
+    if path.exists() and known and digest(asdict(read_hypotheses(path))) != known:
+        raise InputError(f'{path} was changed after the run began: what is decided before is not '
+                         'changed afterwards; put it back, or choose another --out')
+    if known and not path.exists():
+        raise InputError(f'{path} is gone, and with it what the run was to decide: put it back')
+    if hypotheses and known and digest(asdict(hypotheses)) != known:
+        raise InputError(f'{path} holds other hypotheses, from before the first training: leave '
+                         'out --hypotheses, or choose another --out')
+    if hypotheses and not known and run.config.get('trained'):
+        raise InputError(f'students of {run.out} are trained already: hypotheses come before '
+                         'that; choose another --out')
+
+# %% ../nbs/21_experiment.ipynb #ca77035c
+def _decide(run, hypotheses):
+    "{hypotheses: digest} of what is written before the first training; {}: it came too late"
+    path = run.out/'hypotheses.json'
+    if not path.exists():
+        if run.config.get('trained'):
+            return {}
+        if hypotheses is None:
+            arms = ['teacher', 'student', *(arm.name for arm in choose_arms(run.experiment.arms))]
+            found = chosen_contrasts(run.experiment) or contrasts(arms)
+            if not found:
+                return {}
+            hypotheses = Hypotheses({str(c): c.label for c in found}, run.seeds)
+        write_json(path, asdict(hypotheses))
+    return dict(hypotheses=digest(asdict(read_hypotheses(path))))
+
 # %% ../nbs/21_experiment.ipynb #510d4f1f
-def _begin(run, about, prepared):
+def _begin(run, about, prepared, hypotheses):
     "Take the directory, and write down all that is needed to run it again"
     from cotkd.data import contamination
     belongs = run.belongs()
@@ -928,9 +962,10 @@ def _begin(run, about, prepared):
     config = old | belongs | about | dict(
         arms=run.experiment.arms, seeds=run.seeds, versions=_versions(), contamination=found,
         generated=run.experiment.data == 'toy', ours=_not_the_papers(run, about['preset']))
+    config |= _decide(run, hypotheses)
     write_json(run.out/'config.json', config)
 
-
+# %% ../nbs/21_experiment.ipynb #2b338225
 def _say(run, prepared):
     items = sum(map(len, run.benchmark.items.values()))
     kind = run.benchmark.label
@@ -954,14 +989,14 @@ def check_student(experiment: Experiment):
         with_adapters(student, experiment.lora_rank)
 
 # %% ../nbs/21_experiment.ipynb #7f489aea
-def _work(run, prepared, about):
+def _work(run, prepared, about, hypotheses):
     from cotkd.models import processes
     left = untrained(run.experiment, run.out, run.seeds)
     if left:
         check_student(run.experiment)
     state = processes()
     if state.is_main_process:
-        _begin(run, about, prepared)
+        _begin(run, about, prepared, hypotheses)
         _say(run, prepared)
     state.wait_for_everyone()
     if left and teacher_writes(run.experiment):
@@ -985,8 +1020,10 @@ def _about(experiment, preset, command, repeats):
     return dict(preset=name, command=command)
 
 # %% ../nbs/21_experiment.ipynb #7d223ff0
-def _check_repeats(run, old):
-    "Raise InputError where the models, the rows or the questions are not those of the old run"
+def _check_run(run, old, hypotheses):
+    "Raise InputError where the directory, or the run that is repeated, is of something else"
+    check_claim(run.out, 'config.json', run.belongs(), 'run')
+    check_decided(run, hypotheses)
     for part in ('identities', 'questions'):
         if old and old.get(part) != run.belongs()[part]:
             raise InputError(f'{part} are {run.belongs()[part]}, of the run that is to come out '
@@ -1014,19 +1051,19 @@ def run(
     command: str = None,  # how it was started, for the record
     trainer: dict = {},  # further `TrainingArguments`
     repeats: dict = None,  # config of a run that is to come out again
+    hypotheses: Hypotheses = None,  # decided before; None: the contrasts of the experiment
 ) -> Path:  # report.html
     "All arms of one experiment, start to report; what is there already is not done again"
     for check_lightly in (check_settings, check_batches, check_names):
         check_lightly(experiment)
     benchmark = choose_benchmark(experiment, bbh)
     this = Run(experiment, Path(out), benchmark, seeds, trainer, find_identities(experiment))
-    check_claim(this.out, 'config.json', this.belongs(), 'run')
-    _check_repeats(this, repeats or {})
+    _check_run(this, repeats or {}, hypotheses)
     if missing(this):
         from cotkd.models import alone  # here, since a finished run does without PyTorch
         prepared = check(experiment, benchmark, out, seeds, trainer)
         with alone(this.out, 'this run'):
-            _work(this, prepared, _about(experiment, preset, command, repeats or {}))
+            _work(this, prepared, _about(experiment, preset, command, repeats or {}), hypotheses)
     if launched()[0] == 0:
         _complete(this)
     return this.out/'report.html'

@@ -7,8 +7,8 @@ __all__ = ['MACRO', 'arm_label', 'asked_label', 'contrast_label', 'task_order', 
            'task_shares', 'average_label', 'task_labels', 'in_full', 'in_full_label', 'results_contrasts',
            'finished_tasks', 'average_row', 'average_gain', 'gains_table', 'format_percent', 'format_signed',
            'format_p', 'format_interval', 'format_gain', 'own_questions', 'format_count', 'arm_labels', 'format_table',
-           'is_simulated', 'finding', 'describe_asking', 'describe_seeds', 'describe_interval', 'model_names',
-           'describe_setting', 'arm_interval', 'accuracy_table']
+           'decided_table', 'is_simulated', 'finding', 'describe_asking', 'describe_seeds', 'describe_interval',
+           'model_names', 'describe_setting', 'arm_interval', 'accuracy_table']
 
 # %% ../nbs/18_gains.ipynb #49a03460
 import re
@@ -16,8 +16,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from .arms import ARMS, Asked, Contrast, contrast, contrasts, find_arm, order_arms
-from .arms import reference_arms
+from .arms import ARMS, Asked, Contrast, Hypotheses, contrast, contrasts, find_arm
+from .arms import order_arms, reference_arms
 from .bbh import find_benchmark
 from .files import InputError, visible
 from .prompt import MODES
@@ -410,6 +410,23 @@ def format_table(
         averages = find_benchmark(setting(results)['benchmark']).averages
         labels.append(in_full_label(results, averages))
     return pd.DataFrame(columns, index=labels)
+
+# %% ../nbs/18_gains.ipynb #4359955d
+def decided_table(
+    results: pd.DataFrame,  # from `load_results`
+    hypotheses: Hypotheses,
+) -> pd.DataFrame:  # a row for each primary contrast: asks, n, seeds, gain, p, p_holm, no_worse
+    "What was decided before; NaN where a contrast has no answer yet, or too few questions"
+    arms, rows = set(results.arm), {}
+    for name, asks in hypotheses.primary.items():
+        c = contrast(name)
+        rows[name] = dict(asks=asks, n=0, seeds=0, delta=np.nan, low=np.nan, high=np.nan, p=np.nan)
+        if {c.a.arm, c.b.arm} <= arms:
+            rows[name] |= average_gain(results, c)[['n', 'seeds', 'delta', 'low', 'high', 'p']]
+    table = pd.DataFrame.from_dict(rows, orient='index')
+    table['p_holm'] = holm(table.p.astype(float))
+    table['no_worse'] = (table.low > -hypotheses.margin) if hypotheses.margin else np.nan
+    return table
 
 # %% ../nbs/18_gains.ipynb #522bb948
 def is_simulated(results) -> bool:

@@ -15,6 +15,7 @@ import json
 import re
 import shlex
 import textwrap
+from dataclasses import asdict
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -24,15 +25,16 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/20_report.ipynb #2153d3bf
-from .arms import Asked, contrast, find_arm, find_asked, order_arms, reference_arms
+from .arms import Asked, contrast, find_arm, find_asked, order_arms, read_hypotheses
+from .arms import reference_arms
 from .bbh import AVERAGES, find_benchmark
 from .figures import colour_of, new_figure, plot_gains, write_title
-from .files import InputError, read_json, visible, write_text
+from .files import InputError, digest, read_json, visible, write_text
 from .gains import (MACRO, accuracies, arm_interval, arm_label, arm_labels, average_gain,
-                         contrast_label, describe_asking, describe_setting, finding, format_gain,
-                         format_interval, format_percent, format_signed, format_table, gains_table,
-                         in_full, named_average, results_contrasts, task_label, task_order,
-                         task_shares)
+                         contrast_label, decided_table, describe_asking, describe_seeds,
+                         describe_setting, finding, format_gain, format_interval, format_p,
+                         format_percent, format_signed, format_table, gains_table, in_full,
+                         named_average, results_contrasts, task_label, task_order, task_shares)
 from .prompt import MODES
 from .records import (FIELDS, KEY, VARIANTS, contrast_setting, drop_defects, fewer_examples,
                            load_results, pair_items, read_predictions, results_of, results_path,
@@ -664,8 +666,32 @@ def paper_table(
     labels = {arm: arm_label(arm) for arm in arms} | {'gain': 'KD → KD+CoT, points'}
     return pd.DataFrame(columns).loc[[*labels]].rename(index=labels)
 
+# %% ../nbs/20_report.ipynb #8610a7d9
+_DECIDED_NOTE = 'Written before the first training ({digest}). {test}. {seeds} planned.'
+
+
+def _decided(run_dir, results, config):
+    "(heading, HTML) of what was decided before, and how it came out"
+    path = run_dir/'hypotheses.json'
+    if not path.is_file():
+        return
+    decided = read_hypotheses(path)
+    changed = config.get('hypotheses') != digest(asdict(decided))
+    known = 'changed since' if changed else config['hypotheses'][:12]
+    text = _DECIDED_NOTE.format(digest=known, test=decided.test[:1].upper() + decided.test[1:],
+                                seeds=describe_seeds(decided.seeds).split(',')[0])
+    rows = {}
+    for name, row in decided_table(results, decided).iterrows():
+        cells = {'asks': row.asks, 'n': f'{row.n:,.0f}', 'seeds': f'{row.seeds:.0f}',
+                 'points [95% CI]': format_gain(row), 'p (Holm)': format_p(row.p_holm)}
+        if decided.margin:
+            cells[f'loses less than {decided.margin:g} points'] = 'yes' if row.no_worse else 'open'
+        rows[contrast_label(contrast(name))] = cells
+    table = pd.DataFrame.from_dict(rows, orient='index')
+    yield 'Decided before', note(text) + html_table(table, 'average')
+
 # %% ../nbs/20_report.ipynb #05306ba2
-def _number_sections(results, table):
+def _number_sections(results, table, afterwards=False):
     "(heading, HTML) of the tables"
     asked = f"Accuracy in percent, {setting(results)['scorer']} exact-match scorer. "
     named = arm_averages(results)
@@ -674,7 +700,8 @@ def _number_sections(results, table):
     contrast_labels = [contrast_label(c) for c in found]
     yield 'The arms', note(asked + _ARMS_NOTE) + html_table(arms_table(results), 'macro average')
     if len(contrast_labels) > 1:
-        yield 'All contrasts', note(_GAIN_NOTE) + html_table(_contrast_table(table), 'average')
+        heading = 'All contrasts' + ', also those looked at afterwards' * afterwards
+        yield heading, note(_GAIN_NOTE) + html_table(_contrast_table(table), 'average')
     if len(named.columns):
         heading = find_benchmark(setting(results)['benchmark']).label
         named.index = arm_labels(results, found).values()
@@ -720,7 +747,9 @@ def _sections(run_dir, results, questions, chosen):
     setting_text = describe_setting(results, c, table.loc[str(c)].loc[MACRO])
     yield '', tag('p', escaped(words), cls='lead') + note(setting_text)
     yield '', picture(lambda dark: plot_gains(results, chosen=chosen, dark=dark), words)
-    yield from _number_sections(results, table)
+    decided = [*_decided(run_dir, results, config)]
+    yield from decided
+    yield from _number_sections(results, table, afterwards=bool(decided))
     yield from _comparisons(run_dir, results, chosen, config)
     sentences = [tag('li', escaped(text)) for text in limits(results, table, config)]
     yield 'What this does not show', tag('ul', *sentences)
