@@ -1,0 +1,58 @@
+"Without a teacher our loss is the one that everybody trains with"
+from dataclasses import replace
+
+import pytest
+from training import toy_rows, toy_student
+from transformers import DataCollatorForSeq2Seq, Trainer
+
+from cotkd.distill import distill, training_arguments
+from cotkd.files import read_lines
+from cotkd.models import load_lm
+from cotkd.prompt import QUESTION, encode
+from cotkd.trainer import KDConfig, SeededSampler
+
+# where a gradient is only rounding, Adam would take a whole step: epsilon keeps it small
+CONFIG = KDConfig(batch_size=8, lr=1e-3, epochs=4, ce_weight=1.,
+                  trainer=dict(logging_steps=1, adam_epsilon=1e-4))
+UPDATES = 20  # of 40 rows
+
+
+def plain_examples(mode, tokenizer):
+    "Tokens, and labels where something is learned, in the order in which our trainer reads them"
+    encoded = [encode(row, tokenizer, mode) for row in toy_rows()]
+    sampler, found = SeededSampler(len(encoded), seed=0), []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        for i in sampler:
+            labels = [-100 if span == QUESTION else token for token, span in zip(*(
+                encoded[i][name] for name in ('input_ids', 'spans')))]
+            found.append(dict(input_ids=encoded[i]['input_ids'], labels=labels))
+    return found
+
+
+def train_plainly(mode, tokenizer, out):
+    "`transformers.Trainer`, its own loss, padded batches"
+    args = training_arguments(out, replace(CONFIG, epochs=1.))
+    args.train_sampling_strategy = 'sequential'
+    student = toy_student()
+    trainer = Trainer(student, args, train_dataset=plain_examples(mode, tokenizer),
+                      data_collator=DataCollatorForSeq2Seq(tokenizer))
+    trainer.train()
+    losses = [entry['loss'] for entry in trainer.state.log_history if 'loss' in entry]
+    return student, losses
+
+
+@pytest.mark.parametrize('mode', ['direct', 'cot'])
+def test_an_arm_without_a_teacher_is_plain_fine_tuning(mode, tmp_path):
+    tokenizer = load_lm('toy-teacher')[1]
+    plain, plain_losses = train_plainly(mode, tokenizer, tmp_path/'plain')
+    distill(toy_student(), None, tokenizer, toy_rows(), tmp_path/'ours', mode=mode, config=CONFIG)
+    losses = [line['loss'] for line in read_lines(tmp_path/'ours/log.jsonl')]
+    assert len(losses) == len(plain_losses) == UPDATES
+    assert losses[0] == pytest.approx(plain_losses[0], abs=1e-6)
+    assert losses == pytest.approx(plain_losses, abs=2e-6)  # each sums in float32 in its own order
+    ours, theirs = load_lm(tmp_path/'ours')[0].state_dict(), plain.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert max((ours[name] - theirs[name]).abs().max() for name in ours) < 1e-5
+    before = toy_student().state_dict()
+    assert max((theirs[name] - before[name]).abs().max() for name in before) > 1e-3
