@@ -434,12 +434,15 @@ def drop_defects(
                 index=[i for i, _ in sound])
 
 # %% ../nbs/14_records.ipynb #ddd0dfa3
+_SHOWN = ('teacher', 'student', 'kd', 'kd_cot', 'sft', 'sft_cot')
 _COINS = {('teacher', 'cot'): 96, ('teacher', 'direct'): 58, ('student', 'cot'): 12,
           ('student', 'direct'): 30, ('kd', 'cot'): 20, ('kd', 'direct'): 50,
           ('kd_cot', 'cot'): 86, ('kd_cot', 'direct'): 35, ('sft', 'cot'): 18,
-          ('sft', 'direct'): 48, ('sft_cot', 'cot'): 80, ('sft_cot', 'direct'): 33}  # percent
+          ('sft', 'direct'): 48, ('sft_cot', 'cot'): 80, ('sft_cot', 'direct'): 33,
+          **{(arm.name, arm.asked): 60 for arm in ARMS.values()
+             if arm.name not in _SHOWN}}  # percent
 SIMULATED = 'SIMULATED'  # stands in place of a model's name
-_FIRST_ARMS = ('teacher', 'student', 'kd', 'kd_cot')
+_FIRST_ARMS = _SHOWN[:4]
 
 
 def simulated_results(

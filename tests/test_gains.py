@@ -7,6 +7,7 @@ from matplotlib.text import Text
 
 from cotkd.arms import ARMS, Arm, contrast, find_asked
 from cotkd.bbh import ALGORITHMIC, AVERAGES, BBH_TASKS, NLP
+from cotkd.experiment import PRESETS, chosen_contrasts
 from cotkd.figures import (ENDINGS, check_figure_path, gains_explorer, plot_accuracies, plot_gains,
                            plot_pair, plot_tasks, save_figure)
 from cotkd.files import InputError
@@ -18,6 +19,7 @@ from cotkd.records import (check_row, name_label, packaged_results, pair_items,
 from cotkd.stats import aggregate, compare, mcnemar, wilson
 
 KD = 'kd:kd_cot'
+SIX = [*ARMS][:6]
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +71,17 @@ def test_figures_can_be_read(tasks):
     assert_readable(plot_pair(results, find_asked('student'), find_asked('kd_cot'), tasks[0]))
 
 
+def test_all_arms_and_contrasts_can_be_read():
+    "Of the preset that asks why"
+    results = simulated_results(['navigate', 'snarks'], n=40, seeds=range(3), arms=list(ARMS))
+    fig = plot_gains(results, chosen=chosen_contrasts(PRESETS['why']))
+    assert_readable(fig)
+    said = [t.get_text() for t in fig.axes[2].get_yticklabels()]
+    assert len(said) == len(ARMS) == 16 and not any('…' in text for text in said)
+
+
 def test_six_arms_and_four_contrasts_can_be_read():
-    results = simulated_results(['navigate', 'snarks'], n=40, arms=list(ARMS))
+    results = simulated_results(['navigate', 'snarks'], n=40, arms=SIX)
     table = gains_table(results)
     assert list(table.index.unique('contrast')) == [KD, 'kd:sft', 'sft:sft_cot', 'kd_cot:sft_cot']
     fig = plot_gains(results)
@@ -306,7 +317,7 @@ def test_an_average_of_all_arms_is_of_the_same_tasks():
 
 
 def test_contrasts_of_other_tasks_say_so():
-    results = simulated_results(['navigate', 'snarks'], n=40, arms=list(ARMS))
+    results = simulated_results(['navigate', 'snarks'], n=40, arms=SIX)
     words = [t.get_text() for t in plot_gains(results).findobj(Text)]
     assert 'All contrasts: average of the same tasks, 95% interval' in words
     part = results[~((results.arm == 'sft_cot') & (results.task == 'snarks'))]
@@ -395,7 +406,7 @@ def test_students_of_other_models_are_compared_when_named():
 
 
 def test_one_other_student_among_the_contrasts_is_named():
-    results = simulated_results(['navigate'], n=20, arms=list(ARMS))
+    results = simulated_results(['navigate'], n=20, arms=SIX)
     results['start'] = results.arm.map(dict(kd='s1', kd_cot='s1', sft='s2', sft_cot='s2'))
     with pytest.raises(InputError, match='kd .from s1. and sft .from s2.'):
         gains_table(results)

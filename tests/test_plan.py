@@ -212,7 +212,7 @@ def test_the_text_alone_has_no_teacher(experiment):
     assert [*alone.memory] == ['no teacher'] and 'fits' in alone.notes
 
 
-PAIRS = [name for name in PRESETS if name != 'toy']
+PAIRS = [name for name, preset in PRESETS.items() if preset.data != 'toy']
 CARDS = {'H100': 'H100', 'A100': 'A100-80GB', 'A100-40GB': 'A100-40GB', '4090': 'RTX-4090'}
 
 
