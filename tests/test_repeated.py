@@ -64,7 +64,10 @@ def test_the_headline_is_what_the_settings_name(twice, capsys):
     assert {*load_results(twice/'first').arm} == {'teacher', 'student', 'kd', 'kd_cot'}
 
 
-@pytest.mark.parametrize('preset', [name for name, preset in PRESETS.items() if preset.data != 'toy'])
+PAIRS = [name for name, preset in PRESETS.items() if preset.data != 'toy']
+
+
+@pytest.mark.parametrize('preset', PAIRS)
 def test_the_papers_presets_ask_every_arm_step_by_step(preset):
     "All questions of both contrasts, the one of the paper first"
     experiment = PRESETS[preset]
