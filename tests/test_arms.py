@@ -189,7 +189,7 @@ def test_a_run_of_controls(tmp_path):
     run(replace(PRESETS['toy'], **settings), tmp_path/'run', one)
     cost = read_json(tmp_path/'run/config.json')['cost']
     assert cost['kd_matched']['supervised_tokens'] == pytest.approx(
-        cost['kd_cot']['supervised_tokens'], rel=.01)
+        cost['kd_cot']['supervised_tokens'], rel=.02)
     assert cost['kd_matched']['examples'] > 10 * cost['kd_cot']['examples']
     # few rows, whole updates
     assert cost['kd_flops']['flops'] == pytest.approx(cost['kd_cot']['flops'], rel=.1)

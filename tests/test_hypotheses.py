@@ -12,9 +12,9 @@ from cotkd.bbh import toy_benchmark
 from cotkd.cli import _find_hypotheses, main, parser
 from cotkd.experiment import PRESETS, run
 from cotkd.files import InputError, digest, read_json, write_json
-from cotkd.gains import average_gain, decided_table
-from cotkd.records import load_results, results_path, simulated_results, write_results
-from cotkd.report import write_report
+from cotkd.gains import average_gain, decided_table, gains_table
+from cotkd.records import simulated_results, write_results
+from cotkd.report import _decided, _number_sections, write_report
 from cotkd.stats import holm
 
 TOY = toy_benchmark(1)
@@ -119,21 +119,28 @@ def test_the_primary_contrasts_share_one_error_rate():
 
 
 def test_a_page_says_what_was_decided_before(tmp_path):
-    results = simulated_results(['navigate'], n=40, seeds=range(3), arms=list(ARMS))
+    results = simulated_results(['navigate'], n=40, seeds=range(3))
     write_results(tmp_path, results.to_dict('records'))
-    assert results_path(tmp_path).exists() and len(load_results(tmp_path))
     asked = Hypotheses({'kd:kd_cot': 'Do <b>they</b> help?'}, seeds=3, margin=2.)
     write_json(tmp_path/'hypotheses.json', asdict(asked))
-    write_json(tmp_path/'config.json', dict(hypotheses=digest(asdict(asked))))
+    config = dict(hypotheses=digest(asdict(asked)))
+    write_json(tmp_path/'config.json', config)
     page = write_report(tmp_path).read_text()
-    assert page.index('Decided before') < page.index('All contrasts, also those looked at')
+    assert page.index('Decided before') < page.index('Do &lt;b&gt;they&lt;/b&gt; help?')
     assert digest(asdict(asked))[:12] in page and '3 seeds planned' in page
-    assert 'Do &lt;b&gt;they&lt;/b&gt; help?' in page and 'loses less than 2 points' in page
+    assert 'loses less than 2 points' in page
     write_json(tmp_path/'hypotheses.json', asdict(replace(asked, margin=9.)))
-    assert 'changed since' in write_report(tmp_path).read_text()
+    (_, text), = _decided(tmp_path, results, config)
+    assert 'changed since' in text
     (tmp_path/'hypotheses.json').unlink()
-    page = write_report(tmp_path).read_text()
-    assert 'Decided before' not in page and 'All contrasts' in page
+    assert not list(_decided(tmp_path, results, config))
+
+
+def test_other_contrasts_were_looked_at_afterwards():
+    results = simulated_results(['navigate'], n=40, arms=[*ARMS][:6])
+    for afterwards in (False, True):
+        headings = [name for name, _ in _number_sections(results, gains_table(results), afterwards)]
+        assert ('All contrasts, also those looked at afterwards' in headings) == afterwards
 
 
 def test_a_repeated_run_decides_the_same(decided, tmp_path):
