@@ -145,10 +145,10 @@ def with_rationales(
     change = RATIONALES[kind].change
     if change is None:
         return rows
-    first = len(rows) - held_out
-    parts = list(rows)[:first], list(rows)[first:]
+    before, first = list(rows), len(rows) - held_out
+    parts = before[:first], before[first:]
     changed = [row for part in parts if part for row in change(part, tokenizer)]
-    same = sum(old['rationale'] == new['rationale'] for old, new in zip(rows, changed))
+    same = sum(old['rationale'] == new['rationale'] for old, new in zip(before, changed))
     if same:  # a rationale of one sentence has no other order
         logging.getLogger(__name__).warning(
             f'{same:,} of {len(changed):,} rationales stay as they are: they have no {kind} form')

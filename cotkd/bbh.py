@@ -7,9 +7,10 @@ __all__ = ['NLP', 'ALGORITHMIC', 'GROUPS', 'BBH_TASKS', 'BBH_COUNTS', 'AVERAGES'
            'CHECKSUMS', 'DIGESTS', 'AGAIN', 'DEFECTS', 'OFFICIAL_STOPS', 'LM_EVAL_STOPS', 'SCORERS', 'AUTHORS',
            'MIRROR', 'SERVER', 'PROMPT_CHECKSUMS', 'PROMPT_DIGESTS', 'BENCHMARKS', 'select_tasks', 'family',
            'family_weights', 'bbh_source', 'digest_items', 'is_item', 'check_items', 'load_bbh', 'official_answer',
-           'official_equal', 'lm_eval_answer', 'lm_eval_equal', 'Scorer', 'find_scorer', 'extract_answer', 'is_correct',
-           'digest_prompt', 'hub_prompt', 'read_shots', 'first_examples', 'answers_only', 'worked_answers',
-           'add_examples', 'few_shot_prompt', 'Benchmark', 'find_benchmark', 'bbh_benchmark', 'toy_benchmark']
+           'first_sentence', 'official_equal', 'lm_eval_answer', 'lm_eval_equal', 'Scorer', 'find_scorer',
+           'extract_answer', 'is_correct', 'digest_prompt', 'hub_prompt', 'read_shots', 'first_examples',
+           'answers_only', 'worked_answers', 'add_examples', 'few_shot_prompt', 'Benchmark', 'find_benchmark',
+           'bbh_benchmark', 'toy_benchmark']
 
 # %% ../nbs/13_bbh.ipynb #4eb067a5
 import difflib
@@ -260,6 +261,11 @@ def official_answer(
     if mode == 'cot':
         text = text.partition('the answer is ')[2]
     return text.split('\n')[0].strip().removesuffix('.')
+
+
+def first_sentence(answer: str) -> str:
+    "Of an answer behind which a model talks on"
+    return answer.split('. ')[0].strip().removesuffix('.')
 
 
 def official_equal(answer: str, target: str) -> bool:

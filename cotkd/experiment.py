@@ -932,15 +932,16 @@ def _not_the_papers(run, preset):
 def check_decided(run: Run, hypotheses: Hypotheses | None):
     "Raise InputError where something else was decided before, or it is too late to decide"
     path, known = run.out/'hypotheses.json', run.config.get('hypotheses')
-    if path.exists() and known and digest(asdict(read_hypotheses(path))) != known:
+    written = read_hypotheses(path) if path.exists() else None
+    if written and known and digest(asdict(written)) != known:
         raise InputError(f'{path} was changed after the run began: what is decided before is not '
                          'changed afterwards; put it back, or choose another --out')
-    if known and not path.exists():
+    if known and not written:
         raise InputError(f'{path} is gone, and with it what the run was to decide: put it back')
-    if hypotheses and known and digest(asdict(hypotheses)) != known:
+    if hypotheses and written and hypotheses != written:
         raise InputError(f'{path} holds other hypotheses, from before the first training: leave '
                          'out --hypotheses, or choose another --out')
-    if hypotheses and not known and run.config.get('trained'):
+    if hypotheses and not written and run.config.get('trained'):
         raise InputError(f'students of {run.out} are trained already: hypotheses come before '
                          'that; choose another --out')
 

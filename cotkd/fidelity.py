@@ -11,8 +11,8 @@ import re
 
 import pandas as pd
 
-from .arms import Asked, find_arm, find_asked, order_arms
-from .bbh import Benchmark, official_equal
+from .arms import Asked, find_arm, order_arms
+from .bbh import Benchmark, first_sentence, official_equal
 from .generate import generate_batch
 from .prompt import chat_prompt
 from .records import read_predictions, results_of
@@ -121,7 +121,7 @@ def answers_after(
     texts = [f'{prompt}{text} {MARK.rstrip()}' for prompt, text in zip(prompts, rationales)]
     found = generate_batch(model, tokenizer, texts, max_new_tokens=max_new_tokens, stop=('\n',),
                            chat=chat)
-    return [text.split('. ')[0].strip().removesuffix('.') for text in found]
+    return [first_sentence(text) for text in found]
 
 # %% ../nbs/17_fidelity.ipynb #7bb79223
 def carry_table(

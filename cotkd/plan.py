@@ -7,12 +7,12 @@ __all__ = ['SHAPE', 'ARCHITECTURES', 'GPUS', 'NONE', 'ROWS', 'WHOLE', 'PAIRS', '
            'LAUNCH', 'UPDATE', 'LOOKS', 'DISK', 'BBH_BYTES', 'PROMPT_TOKEN', 'ANSWERS', 'MEMORY', 'RANK', 'find_config',
            'Card', 'find_gpu', 'get_card', 'gpu_here', 'running_dtype', 'model_pair', 'parameters', 'Widths',
            'read_widths', 'kept_on_cpu', 'kept_on_gpu', 'activation_bytes', 'checkpointed_bytes', 'teacher_bytes',
-           'memory_table', 'hub_row', 'hub_tokens', 'Lengths', 'count_tokens', 'arm_lengths', 'seconds', 'arm_flops',
-           'reading_seconds', 'all_rows', 'validation_flops', 'count_updates', 'training_seconds', 'arm_costs',
-           'prompt_bytes', 'Questions', 'find_questions', 'Written', 'Writer', 'find_writer', 'rows_at_once',
-           'asking_seconds', 'asking_bytes', 'downloads', 'disk_table', 'match', 'longer', 'Workload', 'training_steps',
-           'asking_steps', 'steps_table', 'smaller_trainings', 'remedies', 'advise', 'memory_size', 'Plan',
-           'total_lines', 'plan']
+           'memory_table', 'hub_row', 'hub_tokens', 'Lengths', 'longer', 'count_tokens', 'arm_lengths', 'seconds',
+           'arm_flops', 'reading_seconds', 'all_rows', 'validation_flops', 'count_updates', 'training_seconds',
+           'arm_costs', 'prompt_bytes', 'Questions', 'find_questions', 'Written', 'Writer', 'find_writer',
+           'rows_at_once', 'asking_seconds', 'asking_bytes', 'downloads', 'disk_table', 'match', 'Workload',
+           'training_steps', 'asking_steps', 'steps_table', 'smaller_trainings', 'remedies', 'advise', 'memory_size',
+           'Plan', 'total_lines', 'plan']
 
 # %% ../nbs/23_plan.ipynb #e92e8158
 import math
@@ -374,6 +374,11 @@ class Lengths:
     times: float = 1.  # rows that are read for each one of the data; more, where it is matched
 
 
+def longer(experiment: Experiment, lengths: Lengths) -> Experiment:
+    "As an arm reads it"
+    return replace(experiment, rows=round(experiment.rows * lengths.times))
+
+
 def count_tokens(
     rows,  # with source, target, rationale
     tokenizer,
@@ -690,8 +695,7 @@ def disk_table(
     for name, length in lengths.items():
         arm = ARMS[name]
         if is_cached(experiment, arm, seeds):
-            rows = all_rows(replace(experiment, rows=round(experiment.rows * length.times)))
-            tokens = round(rows * length.supervised)
+            tokens = round(all_rows(longer(experiment, length)) * length.supervised)
             found[f'cache of the teacher, {cache_name(arm)}'] = cache_bytes(tokens, head)
     config = find_config(experiment.student, experiment.trust_remote_code)
     size = skeleton(config).num_parameters()
@@ -712,18 +716,14 @@ def match(
 ):
     "A matched arm reads on until it has had as much as the same rows have with rationales"
     matched = [name for name in lengths if ARMS[name].matched]
+    if matched:
+        whole = arm_lengths(replace(experiment, arms='kd_cot'))[0]['kd_cot']
     for name in matched:
         arm, own = ARMS[name], lengths[name]
-        whole = arm_lengths(replace(experiment, arms='kd_cot'))[0]['kd_cot']
         cost = [x.supervised for x in (whole, own)]
         if arm.matched == 'flops':
             cost = [arm_flops(1., models, arm, x)['live'] for x in (whole, own)]
         own.times = cost[0] / cost[1]
-
-
-def longer(experiment: Experiment, lengths: Lengths) -> Experiment:
-    "As an arm reads it"
-    return replace(experiment, rows=round(experiment.rows * lengths.times))
 
 # %% ../nbs/23_plan.ipynb #14ccbcbb
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .bbh import find_scorer
+from .bbh import first_sentence, official_equal
 from .files import InputError, digest, read_json, read_lines, taking_turns
 from .files import write_json, write_lines
 from .generate import Answer, generate_batch
@@ -76,8 +76,7 @@ def judge(
         return Verdict('cut' if answer.cut_off else 'none')
     if not rationale.strip():
         return Verdict('none')
-    said = rest.split('\n')[0].split('. ')[0]
-    right = find_scorer('official').equal(said.strip().removesuffix('.'), target)
+    right = official_equal(first_sentence(rest.split('\n')[0]), target)
     return Verdict('kept', rationale.strip()) if right else Verdict('wrong')
 
 # %% ../nbs/16_write.ipynb #1de93dcf
@@ -87,7 +86,7 @@ def _read_part(part):
         data = part.read_bytes()
         whole = data[:data.rfind(b'\n') + 1]
         if len(whole) < len(data):
-            part.write_bytes(whole)
+            os.truncate(part, len(whole))
     return {(line['row'], line['sample']): line for line in read_lines(part)}
 
 

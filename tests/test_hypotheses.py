@@ -46,7 +46,10 @@ def test_they_are_written_before_anything_is_trained(tmp_path, monkeypatch):
     written = read_hypotheses(tmp_path/'run/hypotheses.json')
     assert written.primary == {'sft:sft_cot': 'SFT → SFT+CoT'} and written.seeds == 2
     config = read_json(tmp_path/'run/config.json')
-    assert config['hypotheses'] == digest(asdict(written)) and 'trained' not in config
+    assert config.pop('hypotheses') == digest(asdict(written)) and 'trained' not in config
+    write_json(tmp_path/'run/config.json', config)  # as if killed between the two files
+    with pytest.raises(InputError, match='holds other hypotheses'):
+        run(SFT, tmp_path/'run', ONE, seeds=2, hypotheses=ASKED)
 
 
 @pytest.fixture(scope='module')

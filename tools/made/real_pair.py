@@ -16,7 +16,8 @@ import argparse
 import os
 from pathlib import Path, PurePath
 
-from cotkd.bbh import OFFICIAL_STOPS, Benchmark, Scorer, bbh_benchmark, official_answer
+from cotkd.bbh import OFFICIAL_STOPS, Benchmark, Scorer, bbh_benchmark, first_sentence
+from cotkd.bbh import official_answer
 from cotkd.data import load_cot
 from cotkd.evaluate import Asking, Subject, evaluate, rescore
 from cotkd.experiment import configure, members, place_of, run, untrained
@@ -44,12 +45,9 @@ EXAMPLE = dict(
 
 
 
-def first_sentence(text, mode):
-    "The official answer is a whole line, and a model that talks on behind its answer is wrong"
-    return official_answer(text, mode).split('. ')[0]
-
-
-FIRST_SENTENCE = Scorer('first-sentence', OFFICIAL_STOPS, first_sentence)
+# the official answer is a whole line, and a model that talks on behind its answer is wrong
+FIRST_SENTENCE = Scorer('first-sentence', OFFICIAL_STOPS,
+                        lambda text, mode: first_sentence(official_answer(text, mode)))
 
 
 def data(name):

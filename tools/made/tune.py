@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cotkd.arms import choose_arms
+from cotkd.arms import choose_arms, find_arm
 from cotkd.bbh import Benchmark, find_benchmark, toy_benchmark
 from cotkd.data import load_cot
 from cotkd.experiment import PRESETS, configure, run
@@ -54,13 +54,9 @@ def train_and_ask(experiment, rate, benchmark, out):
     run(tried, out/f'{rate:g}', benchmark)
     found = {arm.name: {} for arm in choose_arms(experiment.arms)}
     for row in read_results(out/f'{rate:g}'):
-        if row['arm'] in found and row['mode'] == _asked(row['arm']):
+        if row['arm'] in found and row['mode'] == find_arm(row['arm']).asked:
             found[row['arm']][row['task']] = round(100 * row['correct'] / row['n'], 1)
     return found
-
-
-def _asked(name):
-    return choose_arms([name])[0].asked
 
 
 def keep(lines, grid):
