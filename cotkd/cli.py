@@ -453,7 +453,7 @@ def print_scores(
 
 # %% ../nbs/24_cli.ipynb #9e2660b0
 _ASKING = ('mode', 'shots', 'scorer', 'chat', 'limit', 'context', 'skip_long', 'batch_size',
-           'max_new_tokens')
+           'kv_memory', 'max_new_tokens')
 
 
 def _add_eval(parser):

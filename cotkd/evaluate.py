@@ -51,6 +51,7 @@ class Asking:
     context: int = None  # tokens of a prompt and its answer; None: what the model can read
     skip_long: bool = False  # leave out and count questions that do not fit without examples
     batch_size: int = 64  # most prompts at a time
+    kv_memory: float = 0.  # GB for their keys and values; 0: most of what a GPU has left, or 2
     max_new_tokens: int = None  # of an answer; None: 512, or what the longest target needs
 
     def __post_init__(self):
@@ -62,12 +63,12 @@ def _check_asking(asking):
         raise InputError(f'mode is {asking.mode!r}: expected one of {", ".join(MODES)}')
     if not 0 <= asking.temperature < float('inf'):
         raise InputError(f'temperature is {asking.temperature}: expected 0 (greedy) or more')
-    if asking.batch_size < 1:
-        raise InputError(f'batch_size is {asking.batch_size}: expected 1 or more')
-    if asking.max_new_tokens is not None and asking.max_new_tokens < 1:
-        raise InputError(f'max_new_tokens is {asking.max_new_tokens}: expected 1 or more')
-    if asking.context is not None and asking.context < 1:
-        raise InputError(f'context is {asking.context}: expected 1 or more tokens')
+    if not 0 <= asking.kv_memory < math.inf:
+        raise InputError(f'kv_memory is {asking.kv_memory}: expected 0 GB or more')
+    for name in 'batch_size', 'max_new_tokens', 'context':
+        value = getattr(asking, name)
+        if value is not None and value < 1:
+            raise InputError(f'{name} is {value}: expected 1 or more')
     if asking.limit is not None and asking.limit < 1:
         raise InputError(f'limit={asking.limit}: give the number of questions of each task, 1 or '
                          'more')
@@ -334,8 +335,9 @@ def _ask_rows(model, tokenizer, job, known, mine, part, asking, on_rows):
     only = [p for p, i in enumerate(rows) if i in set(mine)]  # the prefix is that of all rows
     generate_batch(model, tokenizer, list(job.prompts.values()), stop=job.stop, only=only,
                    max_new_tokens=job.max_new_tokens, context=job.context,
-                   batch_size=asking.batch_size, temperature=asking.temperature,
-                   seed=job.row['seed'], chat=asking.chat, on_batch=keep)
+                   batch_size=asking.batch_size, kv_memory=asking.kv_memory,
+                   temperature=asking.temperature, seed=job.row['seed'], chat=asking.chat,
+                   on_batch=keep)
 
 # %% ../nbs/15_evaluate.ipynb #dbe42e47
 def _not_as_asked(job):

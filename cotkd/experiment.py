@@ -41,10 +41,11 @@ from .toy import EVALUATED, MIX, make_toy
 # %% ../nbs/22_experiment.ipynb #9106674f
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    "How models are read"
+    "How models are read, and how much room they have to answer"
     trust_remote_code: bool = False  # run models' own code from the hub
     dtype: str = 'auto'  # float32, bfloat16 or float16; auto: what is fast for a model here
     attn: str = ''  # sdpa, eager, flash_attention_2, …; '': what transformers chooses
+    kv_memory: float = 0.  # GB for keys and values of answers; 0: most of what a GPU has left, or 2
 
     @property
     def loading(self) -> dict:  # arguments of `load_lm`
@@ -132,7 +133,8 @@ PRESETS = {
 
 # %% ../nbs/22_experiment.ipynb #568486ce
 # on the numbers of an arm
-WITHOUT_EFFECT = ('trust_remote_code', 'attn', 'heldout', 'arms', 'contrasts', 'also')
+WITHOUT_EFFECT = ('trust_remote_code', 'attn', 'heldout', 'arms', 'contrasts', 'also',
+                  'kv_memory')
 REDUCED = dict(rows='1,440,000', dev='400,000 rows')  # what the paper has
 
 
@@ -310,7 +312,7 @@ def askings(
             limits.append(experiment.other_prompt)
         found.append(Asking(
             mode=mode, shots=experiment.shots, temperature=temperature,
-            limit=min(limits, default=None), chat=experiment.chat,
+            limit=min(limits, default=None), chat=experiment.chat, kv_memory=experiment.kv_memory,
             skip_long=True,  # they are counted in the results, and are the same for all arms
             max_new_tokens=experiment.max_new_tokens if mode == 'cot' else None))
     return found
@@ -634,7 +636,8 @@ LATER = dict(chat=False, contrasts='', dtype='auto', attn='', also='', divergenc
 def _recorded(experiment):
     "Settings as the directory of a run holds them"
     settings = asdict(experiment)
-    del settings['arms']  # an arm more is the same experiment, and so is a seed more
+    for name in 'arms', 'kv_memory':  # an arm more is the same experiment, and so is a seed more
+        del settings[name]
     for name, before in LATER.items():
         if settings[name] == before:  # so that a run from before there was one goes on
             del settings[name]
@@ -737,7 +740,8 @@ def _write_first(run, prepared) -> Prepared:
     from cotkd.models import load_lm
     from cotkd.write import Writing, find_written, write_rationales
     experiment, rows = run.experiment, list(prepared.rows)
-    how = Writing(max_new_tokens=experiment.max_new_tokens, chat=experiment.chat)
+    how = Writing(max_new_tokens=experiment.max_new_tokens, chat=experiment.chat,
+                  kv_memory=experiment.kv_memory)
     where = rows, run.out/'written.jsonl', run.identities['teacher'], how
     if find_written(*where) is None:
         model, _ = load_lm(experiment.teacher, **experiment.loading)

@@ -381,6 +381,7 @@ class How:
     stop: tuple  # texts that end an answer
     temperature: float = 0.  # 0: greedy
     batch_size: int = 64  # most rows at a time
+    kv_memory: float = 0.  # as for `cache_room`
     shared: int = 0  # tokens that all prompts begin with, kept elsewhere
 
     def __post_init__(self):
@@ -545,8 +546,11 @@ CPU_CACHE = 2 * 2**30  # bytes
 def cache_room(
     weights: int,  # bytes, of the model that answers
     memory: int = None,  # bytes, of its GPU; None: it answers on a CPU
+    kv_memory: float = 0.,  # GB that are wanted; 0: a share of what there is
 ) -> int:  # bytes
     "For keys and values of a batch; what else is in use does not change it, nor an answer"
+    if kv_memory:
+        return int(kv_memory * 1e9)
     return int(GPU_SHARE * (memory - weights)) if memory else CPU_CACHE
 
 
@@ -606,13 +610,14 @@ def _gpu_memory(device):
 def _batches(model, rows, order, how):
     "Positions in `rows`, batch by batch"
     tokens = [len(rows[i].ids) - how.shared + rows[i].room for i in order]
-    room = cache_room(model.get_memory_footprint(), _gpu_memory(model.device))
+    room = cache_room(model.get_memory_footprint(), _gpu_memory(model.device), how.kv_memory)
     most = room // max(1, token_bytes(model))
     batches = cut_batches(tokens, most, how.batch_size)
     return [[order[p] for p in places] for places in batches]
 
 # %% ../nbs/12_generate.ipynb #1ef09b4b
-def _make_rows(model, ids, generators, max_new_tokens, context=None):
+def _make_rows(model, tokenizer, prompts, seed, chat, max_new_tokens, context=None):
+    ids, generators = encode_prompts(tokenizer, prompts, chat), streams(prompts, seed)
     if max_new_tokens < 1:
         raise ValueError(f'{max_new_tokens=} has to be 1 or more')
     context = min(context_length(model.config), context or math.inf)
@@ -652,6 +657,7 @@ def generate_batch(
     context: int = None,  # tokens of a prompt and its answer; None: what the model can read
     stop: tuple = ('\n\nQ:',),  # texts that end an answer
     batch_size: int = 64,  # most prompts at a time
+    kv_memory: float = 0.,  # GB for their keys and values; 0: as `cache_room` finds it
     temperature: float = 0.,  # 0: greedy; else answers are sampled
     seed: int = 0,  # of the sampling
     only: list = None,  # positions in `prompts` to continue; None: all
@@ -660,9 +666,8 @@ def generate_batch(
     on_batch=lambda positions, answers: None,  # called after each batch
 ) -> list:  # only the new text of each prompt, in order; None for those left out
     "Continuations that depend on model, prompt and seed alone, up to rounding; InputError"
-    ids = encode_prompts(tokenizer, prompts, chat)
-    rows = _make_rows(model, ids, streams(prompts, seed), max_new_tokens, context)
-    how = How(end_ids(model, tokenizer), tuple(stop), temperature, batch_size=batch_size)
+    rows = _make_rows(model, tokenizer, prompts, seed, chat, max_new_tokens, context)
+    how = How(end_ids(model, tokenizer), tuple(stop), temperature, batch_size, kv_memory)
     texts = {}
     for batch, done in _answers(model, tokenizer, rows, only, how, share_prefix):
         texts.update({i: answer.text for i, answer in zip(batch, done)})

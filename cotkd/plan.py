@@ -627,11 +627,11 @@ def rows_at_once(
     questions: Questions,
     room: int,  # most new tokens
     card: Card | None,  # None: this CPU
-    batch_size: int = 64,  # most rows
+    asking: Asking,
 ) -> int:
     "As many as there is memory for keys and values, as in `generate_batch`"
-    free = cache_room(writer.memory, card and card.memory * 1e9)
-    return int(max(1, min(batch_size, free // (writer.kv * (questions.own + room)))))
+    free = cache_room(writer.memory, card and card.memory * 1e9, asking.kv_memory)
+    return int(max(1, min(asking.batch_size, free // (writer.kv * (questions.own + room)))))
 
 # %% ../nbs/23_plan.ipynb #098f0ae9
 def asking_seconds(
@@ -643,7 +643,7 @@ def asking_seconds(
     "Prompts are read, then answers are written batch by batch"
     answer = ANSWERS[asking.mode]
     room = asking.max_new_tokens or answer.most
-    rows = rows_at_once(writer, questions, room, card, asking.batch_size)
+    rows = rows_at_once(writer, questions, room, card, asking)
     tokens = len(questions.counts) * questions.shared + sum(questions.counts) * questions.own
     reading = tokens * 2 * writer.body / (card.tflops * 1e12 * UTILISATION)
     steps = min(answer.longest, room)
@@ -662,7 +662,7 @@ def asking_bytes(
 ) -> float:
     "Weights, keys and values if all answers run to the limit, and scores of the next token"
     room = asking.max_new_tokens or ANSWERS[asking.mode].most
-    rows = rows_at_once(writer, questions, room, card, asking.batch_size)
+    rows = rows_at_once(writer, questions, room, card, asking)
     kv = writer.kv * (questions.shared + rows * (questions.own + room))
     scores = rows * writer.vocab * (6 + 24 * (asking.temperature > 0))  # sampled in float64
     return writer.memory + kv + scores
@@ -794,7 +794,8 @@ def _writing_step(experiment, writer, card):
     "A text for each row, at most as long as an answer"
     length = arm_lengths(replace(experiment, arms='kd_cot'))[0]['kd_cot']
     questions = Questions([all_rows(experiment)], 0., length.tokens - length.supervised)
-    asking = Asking(mode='cot', max_new_tokens=experiment.max_new_tokens, chat=experiment.chat)
+    asking = Asking(mode='cot', max_new_tokens=experiment.max_new_tokens, chat=experiment.chat,
+                    kv_memory=experiment.kv_memory)
     time = asking_seconds(writer, questions, asking, card) if card else math.nan
     return _step(time, asking_bytes(writer, questions, asking, card))
 

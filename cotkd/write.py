@@ -31,11 +31,13 @@ class Writing:
     chat: bool = False  # questions are laid out by the tokenizer's chat template
     seed: int = 0  # of the sampling
     batch_size: int = 64  # most questions at a time
+    kv_memory: float = 0.  # GB for their keys and values; 0: most of what a GPU has left, or 2
 
     def __post_init__(self):
         if self.keep not in ('one', 'all'):
             raise InputError(f'keep is {self.keep!r}: expected one or all')
-        for name, least in dict(samples=1, max_new_tokens=1, batch_size=1, shots=0).items():
+        for name, least in dict(samples=1, max_new_tokens=1, batch_size=1, shots=0,
+                                kv_memory=0).items():
             if getattr(self, name) < least:
                 raise InputError(f'{name} is {getattr(self, name)}: expected {least} or more')
         if self.samples > 1 and not self.temperature > 0:
@@ -114,7 +116,7 @@ def _write_sample(model, tokenizer, prompts, targets, sample, known, part, how, 
 
     generate_batch(model, tokenizer, prompts, only=missing, on_batch=keep, chat=how.chat,
                    max_new_tokens=how.max_new_tokens, temperature=how.temperature,
-                   batch_size=how.batch_size, seed=how.seed + sample)
+                   batch_size=how.batch_size, kv_memory=how.kv_memory, seed=how.seed + sample)
 
 # %% ../nbs/16_write.ipynb #45a2b6a7
 def _choose(rows, lines, keep):
@@ -142,7 +144,8 @@ def about_path(out) -> Path:
 
 def _places(rows, out, writer, writing):
     "What a file belongs to, and the part of it that there may be"
-    settings = {name: x for name, x in asdict(writing).items() if name != 'batch_size'}
+    settings = {name: x for name, x in asdict(writing).items()
+                if name not in ('batch_size', 'kv_memory')}  # they change no text
     belongs = dict(writer=writer, rows=digest([dict(row) for row in rows]), **settings)
     return belongs, Path(out).with_name(f'.{Path(out).name}.{digest(belongs)[:16]}.part')
 

@@ -202,8 +202,9 @@ def test_sampled_answers_depend_on_seed_and_question_alone(ask, tmp_path):
     warm = replace(SHORT, temperature=.7)
     for out, size in (('4', 4), ('1', 1), ('32', 32)):
         ask(replace(warm, batch_size=size), out=out)
+    ask(replace(warm, kv_memory=1e-9), out='no room')  # for one at a time
     ask(warm, out='other', seed=1)
-    assert texts('4') == texts('1') == texts('32')
+    assert texts('4') == texts('1') == texts('32') == texts('no room')
     assert {*texts('4').values()} != {*texts('other').values()}
 
 

@@ -223,12 +223,12 @@ def test_other_settings_models_data_or_questions_are_another_run(four, tmp_path,
     own = replace(FOUR, student=str(student), data=str(rows), epochs=2.)
     benchmark = choose_benchmark(FOUR, False)
 
-    def belongs():
+    def belongs(**changes):
         found = find_identities(own)
-        return Run(own, tmp_path/'run', benchmark, 1, {}, found).belongs()
+        return Run(replace(own, **changes), tmp_path/'run', benchmark, 1, {}, found).belongs()
 
     before = belongs()
-    assert before == belongs()
+    assert before == belongs() == belongs(arms='kd', kv_memory=1.)
     rows.write_text(rows.read_text() * 2)
     assert belongs()['identities'] != before['identities']  # the same name, other bytes
     between = belongs()

@@ -330,7 +330,7 @@ def test_asking_by_hand():
     asking = Asking('cot', 3, temperature=.2, max_new_tokens=512)
     questions = find_questions(preset, asking)
     shared, own = 77_191 / 27 / 3.3, 2_060_261 / 6511 / 3.3
-    assert rows_at_once(writer, questions, 512, card) == 64  # 64 · 608 · 196,608 bytes < 53 GB
+    assert rows_at_once(writer, questions, 512, card, asking) == 64  # 64 · 608 · 196,608 < 53e9
     batches = 24 * 4 + 3 * 3  # 24 tasks of 250 questions; 187, 146, 178
     reading = (27 * shared + 6511 * own) * 2 * 1_214_498_816 / (312e12 * .4)
     kv = 196_608 * (shared + 64 * 195 / 355 * (own + 97.5))
@@ -349,11 +349,15 @@ def test_fewer_rows_where_keys_and_values_are_many():
     preset = PRESETS['paper-tinyllama']
     card = GPUS['A100-40GB']
     writer = find_writer(preset.teacher, preset, card)
-    questions = find_questions(preset, Asking('cot', 3))
+    asking = Asking('cot', 3)
+    questions = find_questions(preset, asking)
     a_row = 2 * 40 * 5120 * 2 * (questions.own + 512)
-    assert rows_at_once(writer, questions, 512, card) == .7 * (40e9 - writer.memory) // a_row < 64
-    assert rows_at_once(writer, questions, 512, GPUS['RTX-4090']) == 1  # no room at all
-    assert asking_bytes(writer, questions, Asking('cot', 3), card) < 40e9
+    rows = rows_at_once(writer, questions, 512, card, asking)
+    assert rows == .7 * (40e9 - writer.memory) // a_row < 64
+    assert rows_at_once(writer, questions, 512, GPUS['RTX-4090'], asking) == 1  # no room at all
+    assert asking_bytes(writer, questions, asking, card) < 40e9
+    shared = replace(asking, kv_memory=5 * a_row / 1e9 + 1e-6)  # a card with other work on it
+    assert rows_at_once(writer, questions, 512, card, shared) == 5
 
 
 # --- training, by hand
