@@ -755,12 +755,28 @@ def _say(text):
 
 
 def _disk_trouble(error):
-    "One line for a disk that is full or cannot be written; None: it is something else"
+    "A disk that is full or cannot be written, in words; None: it is something else"
     if isinstance(error, OSError) and error.errno in _DISK:
         where = f' ({error.filename})' if error.filename else ''
         return f'{error.strerror}{where}'
     full = os.strerror(errno.ENOSPC)  # wrapped by libraries in errors of their own
     return full if full in str(error) or 'PytorchStreamWriter' in str(error) else None
+
+
+def _is_out_of_memory(error):
+    "By its name: that of a GPU is PyTorch's, which may not be here"
+    known = isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError'
+    return known or "can't allocate memory" in str(error)
+
+
+def _trouble(error):
+    "What is wrong with the machine, and what helps; None: it is something else"
+    if _is_out_of_memory(error):
+        first = str(error).split('\n')[0]
+        return (f'out of memory ({first})' if first else 'out of memory') + (
+            ': answering takes less with kv_memory, and `cotkd plan` says how training does')
+    found = _disk_trouble(error)
+    return found and f'{found}: make room, or choose another place'
 
 # %% ../nbs/24_cli.ipynb #ec30a085
 def _carry_out(args):
@@ -778,11 +794,10 @@ def _carry_out(args):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        trouble = _disk_trouble(error)
+        trouble = _trouble(error)
         if trouble is None:
             raise
-        _say(f'{trouble}: make room, or choose another place; then this continues: '
-             f'{_how_to_go_on(args)}')
+        _say(f'{trouble}; then this continues: {_how_to_go_on(args)}')
         return 2
 
 # %% ../nbs/24_cli.ipynb #e0aa03d0

@@ -175,8 +175,11 @@ def test_a_disk_that_is_too_small_is_said_before_anything(tmp_path, monkeypatch)
 @pytest.mark.parametrize('error, said', [
     (OSError(28, 'No space left on device', 'kd/model.safetensors'), 'No space left on device'),
     (OSError(30, 'Read-only file system', 'out'), 'Read-only file system'),
-    (RuntimeError('PytorchStreamWriter failed writing file data/3'), 'No space left on device')])
-def test_trouble_with_a_disk_is_one_line(error, said, monkeypatch, capsys):
+    (RuntimeError('PytorchStreamWriter failed writing file data/3'), 'No space left on device'),
+    (MemoryError(), 'out of memory: answering takes less with kv_memory'),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 'out of memory'),
+    (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.\nSee'), '2.00 GiB.)')])
+def test_trouble_with_the_machine_is_one_line(error, said, monkeypatch, capsys):
     def fails(*args, **kwargs):
         raise error
     monkeypatch.setattr('cotkd.records.load_results', fails)
