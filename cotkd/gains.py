@@ -22,7 +22,8 @@ from .bbh import find_benchmark
 from .files import InputError, visible
 from .prompt import MODES
 from .records import (SIMULATED, contrast_setting, fewer_examples, item_scores, name_label,
-                           pair_items, results_of, same_student, setting, starts, why_unpaired)
+                           pair_items, results_of, rows_of, same_student, setting, starts,
+                           why_unpaired)
 from .stats import FEWEST, compare, holm, paired_bootstrap, wilson
 
 # %% ../nbs/19_gains.ipynb #1ef48631
@@ -290,26 +291,45 @@ def format_gain(row) -> str:  # a line of `gains_table`, or what `compare` says
     return format_signed(row.delta) + interval
 
 # %% ../nbs/19_gains.ipynb #18944fb1
-def _questions(scores, by):
-    "{task: its questions, each as these columns}"
-    return {task: set(part[by].itertuples(index=False, name=None))
-            for task, part in scores.groupby('task')}
+def _questions(results, asked):
+    "{task: {seed: the rows an arm was asked}}"
+    found = {}
+    for result in results_of(results, asked).to_dict('records'):
+        rows = set(rows_of(result))
+        if rows:
+            found.setdefault(result['task'], {})[result['seed']] = rows
+    return found
 
 
+def _paired(a, b):
+    "The same of what `pair_items` pairs"
+    found = {}
+    for task in a.keys() & b.keys():
+        both = {seed: a[task][seed] & b[task][seed] for seed in a[task].keys() & b[task].keys()}
+        shared = [rows for rows in both.values() if rows]
+        every = set.intersection(*shared) if shared else set()
+        found[task] = {seed: every for seed, rows in both.items() if rows}
+    return found
+
+
+def _whatever_seed(questions):
+    return {task: set().union(*rows.values()) for task, rows in questions.items()}
+
+# %% ../nbs/19_gains.ipynb #3dfc0ab0
 def own_questions(
     results: pd.DataFrame,  # from `load_results`
     asked: Asked,  # an arm and its prompt
     found,  # contrasts, the first of which is the headline
 ) -> set:  # tasks
     "Tasks where an arm was not asked just what is compared: its number is its own"
-    scores = item_scores(results, asked)
-    own = set()
+    mine, own = _questions(results, asked), set()
     for c in found:
-        by = ['index', 'seed'] if asked in (c.a, c.b) else ['index']
-        if len(by) == 1 and c != found[0]:
-            continue
-        paired = _questions(pair_items(results, c), by)
-        own |= {task for task, x in _questions(scores, by).items() if x != paired.get(task)}
+        paired = _paired(_questions(results, c.a), _questions(results, c.b))
+        if asked in (c.a, c.b):
+            own |= {task for task in mine if mine[task] != paired.get(task)}
+        elif c == found[0]:
+            there, compared = _whatever_seed(mine), _whatever_seed(paired)
+            own |= {task for task in mine if there[task] != compared.get(task)}
     return own
 
 # %% ../nbs/19_gains.ipynb #5d44ccbf

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEY', 'FIELDS', 'DEFAULTS', 'VARIANTS', 'SETTING', 'SIMULATED', 'check_row', 'results_path', 'read_results',
            'write_results', 'result_key', 'path_part', 'prediction_path', 'read_predictions', 'load_results',
-           'packaged_results', 'setting', 'fewer_examples', 'results_of', 'item_scores', 'contrast_setting',
+           'packaged_results', 'setting', 'fewer_examples', 'results_of', 'rows_of', 'item_scores', 'contrast_setting',
            'pair_items', 'name_label', 'why_unpaired', 'starts', 'same_student', 'drop_defects', 'simulated_results']
 
 # %% ../nbs/14_records.ipynb #fda9becb
@@ -314,6 +314,13 @@ def results_of(
     return results[(results.arm == asked.arm) & (results['mode'] == asked.mode)]
 
 
+def rows_of(
+    result: dict,  # one of `load_results`
+):  # list or range
+    "Which rows of its task it is about"
+    return result['index'] if isinstance(result['index'], list) else range(result['n'])
+
+
 def item_scores(
     results: pd.DataFrame,  # from `load_results`
     asked: Asked,  # an arm and its prompt
@@ -321,8 +328,7 @@ def item_scores(
     "Verdicts, one row per question and seed"
     rows = []
     for row in results_of(results, asked).to_dict('records'):
-        index = row['index'] if isinstance(row['index'], list) else range(row['n'])
-        rows += [(row['task'], row['seed'], i, int(x)) for i, x in zip(index, row['items'])]
+        rows += [(row['task'], row['seed'], i, int(x)) for i, x in zip(rows_of(row), row['items'])]
     found = pd.DataFrame(rows, columns=['task', 'seed', 'index', 'score'])
     return found.astype(dict(seed=int, index=int, score=int))  # also where there is none
 
@@ -427,8 +433,7 @@ def drop_defects(
 ) -> dict:  # a result of the same fields
     "What a result would be without the questions that are known to be defective"
     defects = find_benchmark(row['benchmark']).defects.get(row['task'], {})
-    index = row['index'] if isinstance(row['index'], list) else range(row['n'])
-    sound = [(i, x) for i, x in zip(index, row['items']) if i not in defects]
+    sound = [(i, x) for i, x in zip(rows_of(row), row['items']) if i not in defects]
     items = ''.join(x for _, x in sound)
     return dict(row, n=len(items), correct=items.count('1'), items=items,
                 index=[i for i, _ in sound])

@@ -1,4 +1,5 @@
 "Where the test data is, and the rule that a skipped test is a failure where it has to be there."
+import gc
 import os
 from pathlib import Path
 
@@ -7,6 +8,11 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported
 import pytest
 from browser import CHROMIUMS, find_chromium
 from playwright.sync_api import sync_playwright
+
+
+def pytest_collection_finish():
+    "What the libraries hold stays: a collection, and each training has some, need not look at it"
+    gc.freeze()
 
 
 def _directory(variable, what):

@@ -12,9 +12,9 @@ from cotkd.figures import (ENDINGS, check_figure_path, gains_explorer, plot_accu
                            plot_pair, plot_tasks, save_figure)
 from cotkd.files import InputError
 from cotkd.gains import (accuracy_table, arm_interval, arm_label, describe_setting, finding,
-                         format_gain, format_table, gains_table, model_names, results_contrasts,
-                         task_label, task_order)
-from cotkd.records import (check_row, name_label, packaged_results, pair_items,
+                         format_gain, format_table, gains_table, model_names, own_questions,
+                         results_contrasts, task_label, task_order)
+from cotkd.records import (check_row, item_scores, name_label, packaged_results, pair_items,
                            simulated_results)
 from cotkd.stats import aggregate, compare, mcnemar, wilson
 
@@ -289,6 +289,26 @@ def test_other_seeds_are_not_the_paired_ones():
     shown = format_table(results, table)
     assert shown['KD', 'direct*'].tolist() == ['50.0 (n=20, 2 seeds)'] * 2
     assert shown['KD → KD+CoT', 'from, %'].tolist() == ['100.0'] * 2
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_an_arm_s_own_questions_are_those_that_no_pair_has(seed):
+    "By the verdicts themselves; other seeds and rows for both sides of four tasks"
+    rng = np.random.default_rng(seed)
+    results = simulated_results([*BBH_TASKS][:4], n=3, seeds=(0, 1), arms=('kd', 'kd_cot'))
+    rows = results.to_dict('records')
+    for row in rows:
+        index = sorted(rng.choice(3, rng.choice([2, 3], p=[.2, .8]), replace=False).tolist())
+        items = ''.join(row['items'][i % row['n']] for i in index)
+        row.update(index=index, n=len(index), items=items, correct=items.count('1'))
+    results, c = pd.DataFrame(rows)[rng.random(len(rows)) < .9], contrast(KD)
+    paired = pair_items(results, c)
+    for side in c.a, c.b:
+        mine = item_scores(results, side)
+        asked = {task: {*zip(part.seed, part['index'])} for task, part in mine.groupby('task')}
+        both = {task: {*zip(part.seed, part['index'])} for task, part in paired.groupby('task')}
+        own = {task for task in asked if asked[task] != both.get(task)}
+        assert own_questions(results, side, [c]) == own
 
 
 @pytest.mark.parametrize('name', ['kd@cot:kd_cot', 'kd:kd_cot@direct', 'kd@cot:kd_cot@direct'])
