@@ -481,11 +481,12 @@ def plot_gains(
     path=None,  # also save it here
     chosen=None,  # contrasts; None: those of the table of arms. The first is the headline
     dark: bool = False,  # light marks on a dark page
+    table: pd.DataFrame = None,  # from `gains_table`, of the same; None: it is computed
 ) -> plt.Figure:
     "The headline contrast on each task with its interval, all contrasts, all arms"
     if path:
         check_figure_path(path)
-    table = gains_table(results, chosen)
+    table = gains_table(results, chosen) if table is None else table
     c = contrast(table.index[0][0])
     rows = _gain_rows(results, c, table.loc[str(c)])
     panels = _panels(results, table, rows)

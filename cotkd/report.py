@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/21_report.ipynb #2153d3bf
-from .arms import Asked, contrast, find_arm, find_asked, order_arms, read_hypotheses
+from .arms import Asked, contrast, find_arm, order_arms, read_hypotheses
 from .arms import reference_arms
 from .bbh import AVERAGES, find_benchmark
 from .figures import colour_of, new_figure, plot_gains, write_title
@@ -234,7 +234,8 @@ def error_table(
     rows = {}
     for kind in KINDS.values():
         counted = _count_as_right(answers, kind)
-        shares = {arm: arm_interval(counted, find_asked(arm))['delta'] for arm in _own(answers)}
+        shares = {arm: arm_interval(counted, Asked(arm, find_arm(arm).asked))['delta']
+                  for arm in _own(answers)}
         change = average_gain(counted, results_contrasts(counted, chosen)[0])
         rows[kind] = shares | change[['n', 'delta', 'low', 'high']].to_dict()
     return pd.DataFrame.from_dict(rows, orient='index')
@@ -278,9 +279,10 @@ def plot_errors(
     answers: pd.DataFrame,  # from `answer_table`
     chosen=None,  # as in `error_table`
     dark: bool = False,
+    table: pd.DataFrame = None,  # from `error_table`, of the same; None: it is computed
 ) -> plt.Figure:
     "Share of each kind of answer, each arm under its headline prompt, and the change between two"
-    table, arms = error_table(answers, chosen), _own(answers)
+    table, arms = error_table(answers, chosen) if table is None else table, _own(answers)
     c = results_contrasts(answers, chosen)[0]
     height = 2.8 + .3 * len(arms)
     fig, style = new_figure(8, height, dark)
@@ -293,8 +295,7 @@ def plot_errors(
         ax.set_yticks(range(len(arms)), labels)
         ax.set(ylim=(len(arms) - .5, -.5), xlim=(0, 100),
                xlabel='share of questions, %, average over tasks')
-        sides = f'{arm_label(c.a.arm)} to {arm_label(c.b.arm)}'
-        title = f'kind of answer, and its change from {sides} in points [95% CI]'
+        title = f'kind of answer, and its change along {contrast_label(c)} in points [95% CI]'
         fig.legend(title=title, bbox_to_anchor=(.02, .91), **_LEGEND)
         _write(fig, 'What kinds of answers do the arms give?', answers, 'Interval: paired '
                'bootstrap of the questions within each task, tasks weighted equally.')
@@ -562,9 +563,9 @@ _INSIDE = {
 
 
 def _inside(answers, chosen):
-    parts = []
+    parts, table = [], error_table(answers, chosen)
     for plot, text in _INSIDE.items():
-        more = dict(chosen=chosen) if plot is plot_errors else {}
+        more = dict(chosen=chosen, table=table) if plot is plot_errors else {}
         drawn = picture(lambda dark: plot(answers, dark=dark, **more), plot.__doc__)
         parts += [drawn, note(text)]
     return ''.join(parts)
@@ -746,7 +747,7 @@ def _sections(run_dir, results, questions, chosen):
     answers = answer_table(run_dir, results)
     setting_text = describe_setting(results, c, table.loc[str(c)].loc[MACRO])
     yield '', tag('p', escaped(words), cls='lead') + note(setting_text)
-    yield '', picture(lambda dark: plot_gains(results, chosen=chosen, dark=dark), words)
+    yield '', picture(lambda dark: plot_gains(results, dark=dark, table=table), words)
     decided = [*_decided(run_dir, results, config)]
     yield from decided
     yield from _number_sections(results, table, afterwards=bool(decided))
