@@ -379,9 +379,9 @@ def test_examples_are_of_a_seed_that_both_have(tmp_path):
 
 # --- names and texts
 
-NAMES = ['..', 'mine@v2', '../../../escape', '/etc/escape', '.hidden', '', 'C:\\Users\\me', 'x' * 300,
-         '$x_$', '<script>alert(1)</script>', "' onload='x", 'a\x1b[31m', '\u202eexe', '模型', 'KD',
-         'new\nline']
+NAMES = ['..', 'mine@v2', '../../../escape', '/etc/escape', '.hidden', '', 'C:\\Users\\me',
+         'x' * 300, '$x_$', '<script>alert(1)</script>', "' onload='x", 'a\x1b[31m', '\u202eexe',
+         '模型', 'KD', 'new\nline']
 
 
 @pytest.mark.parametrize('name', NAMES)
