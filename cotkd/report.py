@@ -546,12 +546,19 @@ def _recipe(config):
         'config.json beside this page.')
 
 
+_SAME_ROWS = 'All arms see the same questions in the same order for the same number of updates.'
+_MORE_ROWS = ('Arms see the same questions in the same order. Those that match the tokens or FLOPs '
+              'of another read on, for more updates.')
+
+
 def _costs(config):
-    costs = cost_table(config.get('cost') or {})
-    about = note('All arms see the same examples in the same order for the same number of updates.')
-    if costs.empty:
-        return about + note('Not recorded in this run.')
-    return about + html_table(costs, 'arm')
+    "Of one training run of each arm"
+    costs = config.get('cost') or {}
+    if not costs:
+        return note('Not recorded in this run.')
+    lengths = {spent.get('updates') for spent in costs.values()}
+    about = note(_SAME_ROWS if len(lengths) == 1 else _MORE_ROWS)
+    return about + html_table(cost_table(costs), 'arm')
 
 # %% ../nbs/21_report.ipynb #50a590e9
 _INSIDE = {

@@ -377,6 +377,18 @@ def test_examples_are_of_a_seed_that_both_have(tmp_path):
     assert html.count('<details') == 2 and 'mathjax_ignore' in html
 
 
+def test_what_each_arm_cost(run, no_figure):
+    "Arms that read on are told apart from those that saw the same rows"
+    config = json.loads((run/'config.json').read_text())
+    assert 'for the same number of updates' in page_of(run)
+    config['cost']['kd'] = COST | dict(updates=2_000, supervised_tokens=61_240)
+    (run/'config.json').write_text(json.dumps(config))
+    text = page_of(run)
+    assert 'for the same number of updates' not in text and 'read on, for more updates' in text
+    for words in '2,000', '900', '61,240', '61,234', '1.25e+13':
+        assert f'<td>{words}</td>' in text
+
+
 # --- names and texts
 
 NAMES = ['..', 'mine@v2', '../../../escape', '/etc/escape', '.hidden', '', 'C:\\Users\\me',
