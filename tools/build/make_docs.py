@@ -25,12 +25,13 @@ from smalldocs.site import Site
 
 ROOT = Path(__file__).resolve().parents[2]
 # a link to a notebook or page, from any folder, with or without its number
+DRAWING = r'(?<=\()(?:\.\./|nbs/)(?=drawings/)'
 LINK = r'(?<=[( ])(?:\.\./)?(?:nbs/)?(?:studies/)?(?:\d\d_)?(\w+\.(?:ipynb|md))(?=[)}#])'
 
 
 def page_links(text):
     "Links as the site has them: all pages in one folder, without their numbers"
-    text = re.sub(LINK, r'\1', text)
+    text = re.sub(DRAWING, '', re.sub(LINK, r'\1', text))
     return text.replace(f'{get_config().doc_host}{get_config().doc_baseurl}/', '')
 
 
@@ -74,6 +75,8 @@ def process(folder):
             exec_nb(source, target, Documented)
         elif source.is_file():
             shutil.copy(source, target)
+        elif source.name == 'drawings':
+            shutil.copytree(source, target)
         if target.suffix in ('.ipynb', '.md') or target.name == 'sidebar.yml':
             target.write_text(page_links(target.read_text('utf-8')), 'utf-8')
 
