@@ -10,7 +10,8 @@ BIG-Bench-Hard. `run` is the preset `qwen2.5-coder` with fewer rows and a sample
 two CPU cores allow. `in-domain` asks every model held-out questions of the tasks they were trained
 on, without examples. Both can be stopped; the same command continues. `lens` lets all of them read
 one example of our own, and `collect` writes what the study shows to cotkd/results: numbers and 0/1
-strings, no text of a benchmark.
+strings, no text of a benchmark. The log of a training that was given up is shown, too, if its last
+checkpoint was moved to OUT/given_up/NAME.
 """
 import argparse
 import os
@@ -19,6 +20,7 @@ from pathlib import Path, PurePath
 from cotkd.bbh import OFFICIAL_STOPS, Benchmark, Scorer, bbh_benchmark, first_sentence
 from cotkd.bbh import official_answer
 from cotkd.data import load_cot
+from cotkd.distill import log_lines
 from cotkd.evaluate import Asking, Subject, evaluate, rescore
 from cotkd.experiment import configure, members, place_of, run, untrained
 from cotkd.files import read_json, read_lines, write_json, write_lines
@@ -29,8 +31,9 @@ from cotkd.prompt import MODES
 from cotkd.records import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = dict(rows='1600', dev='.003', epochs='1', limit='15', other_prompt='15',
-                max_new_tokens='320', also='')
+# at 5e-5, the rate of the other arms, KD+CoT ended further from its teacher than it began
+SETTINGS = dict(rows='1600', dev='.003', epochs='1', lrs='kd_cot=1e-5', limit='15',
+                other_prompt='15', max_new_tokens='320', also='')
 TRAINER = dict(eval_steps=.1, save_steps=.1)
 TASKS = ('gsm8k', 'creak', 'aqua', 'strategyqa')  # of cot_dev.jsonl
 PER_TASK = 100
@@ -127,7 +130,9 @@ def collect(args):
     logs = {path.parent.name: read_lines(path) for path in sorted(out.glob('models/*/log.jsonl'))}
     costs = {path.parent.name: read_json(path).get('cost')
              for path in sorted(out.glob('models/*/distill.json'))}
-    write_json(to/'real_pair.json', config | dict(logs=logs, costs=costs))
+    given_up = {path.parent.name: log_lines(read_json(path)['log_history'])
+                for path in sorted(out.glob('given_up/*/trainer_state.json'))}
+    write_json(to/'real_pair.json', config | dict(logs=logs, costs=costs, given_up=given_up))
 
 
 STEPS = {'run': train_and_ask, 'in-domain': ask_in_domain, 'lens': read_example,
