@@ -235,7 +235,7 @@ def _take(k, direction=''):
 
 # %% ../nbs/01_toy.ipynb #79570f6b
 def _loop(rng):
-    "Moves in four directions; half of the walks are closed by their last steps"
+    "Moves in four directions; most walks are closed by their last steps"
     moves = []
     x = y = 0
     for _ in range(rng.randint(2, 6)):
@@ -266,7 +266,7 @@ def _random_turns(rng):
 
 
 def _plan_turning(rng):
-    "Walk and turn; half of the walks turn around and go back"
+    "Walk and turn; most walks turn around and go back"
     plan = []
     for _ in range(rng.randint(1, 3)):
         plan.append(_take(rng.randint(1, 10)))
