@@ -200,7 +200,7 @@ class Arm:
     against: tuple = ()  # names of arms it is compared with
     matched: str = ''  # one of `MATCHED`: it reads on until it had as many as with rationales
     config: dict = field(default_factory=dict, hash=False)  # of `SETTINGS`: its own, not all arms'
-    colour: str = ''  # in figures; '': the next one of the palette
+    colour: str = ''  # in figures; '': one of the palette, by its name
 
     def __post_init__(self):
         _check_arm(self)
@@ -226,19 +226,27 @@ ARMS = {arm.name: arm for arm in (  # in the order of figures
     Arm('sft', 'SFT', rationale='none', loss='sft', asked='direct', against=('kd',),
         colour='#d55e00'),
     Arm('sft_cot', 'SFT+CoT', loss='sft', against=('sft', 'kd_cot'), colour='#029e73'),
-    Arm('kd_after', 'KD+CoT after', rationale='after', asked='direct', against=('kd', 'kd_cot')),
-    Arm('kd_shuffled', 'KD+shuffled words', rationale='shuffled', against=('kd_cot',)),
-    Arm('kd_sentences', 'KD+shuffled sentences', rationale='sentences', against=('kd_cot',)),
-    Arm('kd_other', "KD+another's CoT", rationale='other', against=('kd_cot',)),
-    Arm('kd_wrong', 'KD+wrong CoT', rationale='wrong', against=('kd_cot',)),
-    Arm('kd_filler', 'KD+filler', rationale='filler', against=('kd', 'kd_cot')),
+    Arm('kd_after', 'KD+CoT after', rationale='after', asked='direct', against=('kd', 'kd_cot'),
+        colour='#332288'),
+    Arm('kd_shuffled', 'KD+shuffled words', rationale='shuffled', against=('kd_cot',),
+        colour='#88ccee'),
+    Arm('kd_sentences', 'KD+shuffled sentences', rationale='sentences', against=('kd_cot',),
+        colour='#44aa99'),
+    Arm('kd_other', "KD+another's CoT", rationale='other', against=('kd_cot',), colour='#117733'),
+    Arm('kd_wrong', 'KD+wrong CoT', rationale='wrong', against=('kd_cot',), colour='#882255'),
+    Arm('kd_filler', 'KD+filler', rationale='filler', against=('kd', 'kd_cot'), colour='#999933'),
+)}
+
+# %% ../nbs/04_arms.ipynb #a60bfcc5
+ARMS |= {arm.name: arm for arm in (
     Arm('kd_matched', 'KD, equal tokens', rationale='none', asked='direct',
-        matched='supervised_tokens', against=('kd', 'kd_cot')),
+        matched='supervised_tokens', against=('kd', 'kd_cot'), colour='#cc6677'),
     Arm('kd_flops', 'KD, equal FLOPs', rationale='none', asked='direct', matched='flops',
-        against=('kd', 'kd_cot')),
-    Arm('kd_teacher', "KD+teacher's CoT", rationale='teacher', against=('kd_cot',)),
-    Arm('kd_own', 'KD+CoT, own texts', config=dict(lmbda=.5),
-        against=('kd_cot',)),
+        against=('kd', 'kd_cot'), colour='#aa4499'),
+    Arm('kd_teacher', "KD+teacher's CoT", rationale='teacher', against=('kd_cot',),
+        colour='#ddcc77'),
+    Arm('kd_own', 'KD+CoT, own texts', config=dict(lmbda=.5), against=('kd_cot',),
+        colour='#661100'),
 )}
 
 # %% ../nbs/04_arms.ipynb #53186418

@@ -39,7 +39,7 @@ _FREE = sns.color_palette('colorblind').as_hex()[4:]  # the first four belong to
 
 
 def colour_of(arm: str) -> str:
-    "Of the table, or one that only this name has"
+    "Of the table, or one of the palette; two names of your own may share it"
     colour = find_arm(arm).colour
     return colour or _FREE[sum(map(ord, arm)) % len(_FREE)]
 
