@@ -144,8 +144,17 @@ def test_committed_figures_are_shown(name, pages):
     shown = [c for c in cells(NOTEBOOKS[name], 'code') if not NOT_SHOWN.search(source(c))]
     outputs = [output.get('data', {}) for cell in shown for output in cell['outputs']]
     figures = [''.join(data['image/png']) for data in outputs if 'image/png' in data]
-    on_page = [img['src'].partition('base64,')[2] for img in pages[name].main.find_all('img')]
+    sources = [img['src'] for img in pages[name].main.find_all('img')]
+    on_page = [src.partition('base64,')[2] for src in sources if src.startswith('data:')]
     assert [f.replace('\n', '') for f in figures] == [f.replace('\n', '') for f in on_page]
+
+
+def test_drawings_are_shown_and_none_is_left_over(pages, site):
+    shown = {img['src'] for page in pages.values() for img in page.main.find_all('img')
+             if img['src'].endswith('.svg')}
+    drawn = {f'drawings/{path.name}' for path in ROOT.glob('nbs/drawings/*')}
+    assert shown == drawn and len(drawn) > 8
+    assert all((site/src).is_file() for src in shown)
 
 
 def test_the_sidebar_is_in_reading_order(pages):
