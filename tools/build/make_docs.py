@@ -8,6 +8,7 @@ and shows the outputs that are committed. The pages need nothing from elsewhere.
 """
 import argparse
 import html
+import json
 import os
 import re
 import shutil
@@ -25,6 +26,8 @@ from smalldocs.site import Site
 
 ROOT = Path(__file__).resolve().parents[2]
 # a link to a notebook or page, from any folder, with or without its number
+COLAB = 'https://colab.research.google.com/github'
+JUPYTERLAB = 'http://localhost:8888/lab/tree'  # as `jupyter lab` at the root of the repository
 DRAWING = r'(?<=\()(?:\.\./|nbs/)(?=drawings/)'
 LINK = r'(?<=[( ])(?:\.\./)?(?:nbs/)?(?:studies/)?(?:\d\d_)?(\w+\.(?:ipynb|md))(?=[)}#])'
 
@@ -66,6 +69,22 @@ class Documented(FilterDefaults):
         return [signatures]
 
 
+def opened_elsewhere(notebook, page):
+    "In the front matter of a page: where its notebook can be run"
+    path = notebook.name if notebook.is_symlink() else notebook  # the index stands at the root
+    repository = get_config().git_url.removeprefix('https://github.com/')
+    links = {'Open in Colab': f'{COLAB}/{repository}/blob/{get_config().branch}/{path}',
+             'Open in your JupyterLab': f'{JUPYTERLAB}/{path}'}
+    found = json.loads(page.read_text('utf-8'))
+    front = found['cells'][0]
+    lines = ''.join(front['source']).rstrip().removesuffix('---').splitlines()
+    lines.append('other-links:')
+    for text, address in links.items():
+        lines += [f'- text: {text}', f'  href: {address}']
+    front['source'] = '\n'.join([*lines, '---'])
+    page.write_text(json.dumps(found), 'utf-8')
+
+
 def process(folder):
     "Fill `folder` with what smalldocs reads: documented notebooks, pages, settings"
     os.environ['IN_TEST'] = '1'  # an `nbdev_export()` in a notebook does nothing
@@ -73,6 +92,7 @@ def process(folder):
         target = folder/re.sub(r'^\d\d_', '', source.name)
         if source.suffix == '.ipynb':
             exec_nb(source, target, Documented)
+            opened_elsewhere(source, target)
         elif source.is_file():
             shutil.copy(source, target)
         elif source.name == 'drawings':
