@@ -153,7 +153,7 @@ def token_lens(
     import ipywidgets as widgets  # only here
     example = widgets.IntSlider(description='example', max=len(rows) - 1)
     token = widgets.IntSlider(description='token', layout=dict(width='45em'))
-    student = widgets.ToggleButtons(options=list(students), value=list(students)[-1])
+    student = widgets.SelectionSlider(options=[*students], value=[*students][-1])
     text, figure, shown = widgets.HTML(), widgets.Output(), {}
 
     def draw(_=None):
