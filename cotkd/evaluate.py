@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Subject', 'Asking', 'sample_rows', 'scorer_of', 'check_asking', 'expected_row', 'unfinished', 'check_place', 'Job',
-           'examples_that_fit', 'make_job', 'clear_parts', 'evaluate', 'rescore']
+           'examples_that_fit', 'make_job', 'clear_parts', 'evaluate', 'rescore', 'ask_all', 'show_answers', 'ask_them']
 
 # %% ../nbs/15_evaluate.ipynb #f25d4c94
 import math
@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 
+import pandas as pd
 from tqdm import tqdm
 
 from .bbh import Benchmark, Scorer, find_scorer, worked_answers
-from .files import InputError, digest, read_lines, write_lines
-from .prompt import MODES, chat_prompt, split_thoughts
+from .files import InputError, digest, read_lines, visible, write_lines
+from .prompt import MODES, chat_prompt, format_example, split_thoughts
 from .records import (DEFAULTS, FIELDS, prediction_path, read_results, result_key,
                            write_results)
 
@@ -466,3 +467,39 @@ def rescore(
         verdicts.append(rule.equal(answer, items[line['index']]['target']))
     bits = ''.join(str(int(correct)) for correct in verdicts)
     return dict(result, scorer=rule.name, correct=bits.count('1'), items=bits)
+
+# %% ../nbs/15_evaluate.ipynb #569ec6be
+def ask_all(
+    models: dict,  # name -> (model, tokenizer)
+    question: str,
+    max_new_tokens: int = 200,
+) -> pd.DataFrame:  # models x prompts: texts
+    "What each model writes, asked step by step and directly"
+    from cotkd.generate import generate_batch
+    prompts = [format_example(question, mode=mode)['question'] for mode in MODES]
+    texts = {name: generate_batch(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+             for name, (model, tokenizer) in models.items()}
+    return pd.DataFrame.from_dict(texts, orient='index', columns=list(MODES.values()))
+
+
+def show_answers(table: pd.DataFrame) -> str:  # HTML
+    "The texts of `ask_all`, side by side"
+    style = {'white-space': 'pre-wrap', 'text-align': 'left', 'vertical-align': 'top'}
+    styled = table.map(visible).style.set_uuid('answers').set_properties(**style)
+    return styled.format(escape='html').to_html(table_attributes='class="dataframe"')
+
+# %% ../nbs/15_evaluate.ipynb #a55d3f77
+def ask_them(
+    models: dict,  # name -> (model, tokenizer)
+    question: str = '',  # to begin with
+):  # a widget
+    "A question, a button, and all answers side by side"
+    import ipywidgets as widgets  # only here
+    asked = widgets.Textarea(question, layout=dict(width='50em', height='7em'))
+    button, shown = widgets.Button(description='Ask them'), widgets.HTML()
+
+    def ask(_=None):
+        shown.value = show_answers(ask_all(models, asked.value))
+
+    button.on_click(ask)
+    return widgets.VBox([asked, button, shown])
