@@ -770,7 +770,7 @@ class Reading:
 
 
 def _row_costs(run, arm, rows, prepared, mode):
-    "Supervised tokens and FLOPs of one pass"
+    "Supervised tokens and FLOPs of one pass, in which rows that fill no batch are skipped"
     from cotkd.distill import kd_cost
     from cotkd.trainer import with_adapters
     experiment, remote = run.experiment, run.experiment.trust_remote_code
@@ -778,7 +778,28 @@ def _row_costs(run, arm, rows, prepared, mode):
     student = _model_skeleton(experiment.student, remote)
     if experiment.lora_rank:
         student = with_adapters(student, experiment.lora_rank)
-    return kd_cost(teacher, student, encode_rows(rows, prepared.tokenizer, mode, experiment.chat))
+    read = len(rows) // experiment.batch_size * experiment.batch_size
+    encoded = encode_rows(rows, prepared.tokenizer, mode, experiment.chat)
+    return kd_cost(teacher, student, encoded, epochs=read / len(rows))
+
+# %% ../nbs/22_experiment.ipynb #e569d851
+def _cut(reading, share, batch_size) -> Reading:
+    "So much of it: fewer rows in whole batches, or more passes over all of them"
+    if share >= 1:
+        return replace(reading, epochs=reading.epochs * share)
+    first = len(reading.rows) - reading.held_out
+    n = max(1, round(first // batch_size * share)) * batch_size
+    places = [*range(n), *range(first, len(reading.rows))]
+    return replace(reading, rows=_pick(reading.rows, places))
+
+
+def _pick(rows, places):
+    return [rows[i] for i in places] if isinstance(rows, list) else rows.select(places)
+
+
+def _first(rows, held_out):
+    "Those to train on"
+    return _pick(rows, range(len(rows) - held_out))
 
 # %% ../nbs/22_experiment.ipynb #955f902e
 def _read(run, arm, prepared) -> Reading:
@@ -792,13 +813,7 @@ def _read(run, arm, prepared) -> Reading:
     more = replace(experiment, rows=math.ceil(experiment.rows * wanted / one))
     rows, held_out = training_rows(more, run.benchmark, tokenizer)
     found = _row_costs(run, arm, _first(rows, held_out), prepared, arm.mode)[arm.matched]
-    return Reading(rows, held_out, experiment.epochs * wanted / found)
-
-
-def _first(rows, held_out):
-    "Those to train on"
-    n = len(rows) - held_out
-    return rows[:n] if isinstance(rows, list) else rows.select(range(n))
+    return _cut(Reading(rows, held_out, experiment.epochs), wanted / found, experiment.batch_size)
 
 # %% ../nbs/22_experiment.ipynb #fe67dc17
 def _load_teacher(run, arm, rows):

@@ -183,16 +183,16 @@ def test_a_kind_by_its_name_from_the_command_line(cot_data, tmp_path):
 def test_a_run_of_controls(tmp_path):
     "Matched arms learn from as much as KD+CoT does; every arm answers under both prompts"
     names = ['kd_cot', 'kd_matched', 'kd_flops', 'kd_filler']
-    settings = dict(rows=16, arms=','.join(names), other_prompt=1, max_new_tokens=6)
+    settings = dict(rows=20, arms=','.join(names), other_prompt=1, max_new_tokens=6)
     toy = toy_benchmark(1)
     one = replace(toy, items=dict(navigate=toy.items['navigate']))
     run(replace(PRESETS['toy'], **settings), tmp_path/'run', one)
     cost = read_json(tmp_path/'run/config.json')['cost']
     assert cost['kd_matched']['supervised_tokens'] == pytest.approx(
-        cost['kd_cot']['supervised_tokens'], rel=.02)
+        cost['kd_cot']['supervised_tokens'], rel=.01)  # of the 16 rows that fill its batches
     assert cost['kd_matched']['examples'] > 10 * cost['kd_cot']['examples']
-    # few rows, whole updates
-    assert cost['kd_flops']['flops'] == pytest.approx(cost['kd_cot']['flops'], rel=.1)
+    update = cost['kd_flops']['flops'] * 8 / cost['kd_flops']['examples']
+    assert cost['kd_flops']['flops'] == pytest.approx(cost['kd_cot']['flops'], abs=.6 * update)
     assert cost['kd_filler']['supervised_tokens'] == cost['kd_cot']['supervised_tokens']
     results = load_results(tmp_path/'run')
     assert {*results.arm} == {'teacher', 'student', *names}
