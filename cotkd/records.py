@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['KEY', 'FIELDS', 'DEFAULTS', 'VARIANTS', 'SETTING', 'SIMULATED', 'check_row', 'results_path', 'read_results',
-           'write_results', 'result_key', 'path_part', 'prediction_path', 'read_predictions', 'load_results',
-           'packaged_results', 'setting', 'fewer_examples', 'results_of', 'rows_of', 'item_scores', 'contrast_setting',
-           'pair_items', 'name_label', 'why_unpaired', 'starts', 'same_student', 'drop_defects', 'simulated_results']
+           'write_results', 'result_key', 'sort_results', 'path_part', 'prediction_path', 'read_predictions',
+           'load_results', 'packaged_results', 'setting', 'fewer_examples', 'results_of', 'rows_of', 'item_scores',
+           'contrast_setting', 'pair_items', 'name_label', 'why_unpaired', 'starts', 'same_student', 'drop_defects',
+           'simulated_results']
 
 # %% ../nbs/14_records.ipynb #fda9becb
 import json
@@ -158,6 +159,18 @@ def write_results(
 def result_key(row: dict) -> tuple:
     "What names a result"
     return tuple(row.get(field) for field in KEY)
+
+# %% ../nbs/14_records.ipynb #d5eeee87
+def sort_results(
+    run_dir,
+    place,  # of a result: anything that can be compared
+):
+    "Put results in order, whoever added them when"
+    with taking_turns(results_path(run_dir)):
+        rows = read_lines(results_path(run_dir))
+        ordered = sorted(rows, key=place)
+        if ordered != rows:
+            write_lines(results_path(run_dir), ordered)
 
 # %% ../nbs/14_records.ipynb #454b6f12
 _UNFIT = r'\x00-\x1f\x7f\ud800-\udfff/\\%:*?"<>|'  # by some system, or by our quoting
