@@ -38,7 +38,7 @@ from .gains import (MACRO, accuracies, arm_interval, arm_label, arm_labels, aver
 from .prompt import MODES
 from .records import (FIELDS, KEY, VARIANTS, contrast_setting, drop_defects, fewer_examples,
                            load_results, pair_items, read_predictions, results_of, results_path,
-                           setting)
+                           rows_of, setting)
 from .stats import aggregate, unpaired_half_width, wilson
 
 # %% ../nbs/21_report.ipynb #972dea56
@@ -210,7 +210,7 @@ def load_answers(
 ) -> pd.DataFrame:  # as `answer_table` gives it
     "Read what `save_answers` wrote"
     rows = results.merge(pd.read_json(path, lines=True), on=list(KEY))
-    index = [i if isinstance(i, list) else list(range(n)) for i, n in zip(rows['index'], rows.n)]
+    index = [list(rows_of(row)) for row in rows.to_dict('records')]
     kinds = [[KINDS[k] for k in letters] for letters in rows.kinds]
     rows = rows[[*_COLUMNS, 'words']].assign(index=index, kind=kinds)
     rows = rows.explode(['index', 'words', 'kind'], ignore_index=True)
