@@ -241,6 +241,22 @@ def _read(path):
             raise InputError(f'{file}, line {number}: {error}; remove the line, then run the same '
                              'evaluation again') from None
 
+# %% ../nbs/14_records.ipynb #f705d1de
+def _table(rows):
+    "What is None stays None: among texts, pandas would make NaN of it"
+    table = pd.DataFrame(rows)[[*FIELDS]]
+    for name in table.columns[table.isna().any()]:
+        table[name] = table[name].astype(object).where(table[name].notna(), None)
+    return table
+
+
+def _no_result(paths, shots, held):
+    names = ', '.join(map(str, paths)) or 'an empty list of paths'
+    if held:
+        there = ' and '.join(map(str, sorted(held)))
+        return InputError(f'no result in {names} has shots {shots}: these have {there}')
+    return InputError(f'no result in {names}: evaluate at least one arm first')
+
 # %% ../nbs/14_records.ipynb #6a2d201e
 def load_results(
     *paths,  # results.jsonl files or run directories
@@ -260,15 +276,7 @@ def load_results(
                                  'one of them')
     if not seen:
         raise _no_result(paths, shots, held)
-    return pd.DataFrame([row for row, _ in seen.values()])[[*FIELDS]]
-
-
-def _no_result(paths, shots, held):
-    names = ', '.join(map(str, paths)) or 'an empty list of paths'
-    if held:
-        there = ' and '.join(map(str, sorted(held)))
-        return InputError(f'no result in {names} has shots {shots}: these have {there}')
-    return InputError(f'no result in {names}: evaluate at least one arm first')
+    return _table([row for row, _ in seen.values()])
 
 # %% ../nbs/14_records.ipynb #ac60c44c
 def packaged_results(

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from cotkd.arms import contrast
-from cotkd.files import InputError, visible
-from cotkd.records import (check_row, contrast_setting, load_results, pair_items, path_part,
-                           prediction_path, same_student, simulated_results, why_unpaired)
+from cotkd.files import InputError, visible, write_lines
+from cotkd.records import (check_row, contrast_setting, load_results, packaged_results, pair_items,
+                           path_part, prediction_path, same_student, simulated_results,
+                           why_unpaired)
 
 KD = contrast('kd:kd_cot')
 LINE = dict(arm='kd', task='navigate', seed=0, mode='direct', shots=0, scorer='official', n=4,
@@ -214,3 +215,11 @@ def test_an_arm_of_one_seed_is_one_model():
 def test_simulated_results_are_results():
     for row in simulated_results(['navigate'], n=5, seeds=(0, 1)).to_dict('records'):
         assert check_row({k: None if x is np.nan else x for k, x in row.items()})
+
+
+def test_what_is_absent_stays_absent_and_can_be_written_again(tmp_path):
+    found = packaged_results('toy_bbh')
+    assert found[found.arm == 'teacher'].start.tolist() == [None] * 12
+    assert all(found[found.arm == 'kd'].start.str.len() == 32)
+    write_lines(tmp_path/'results.jsonl', found.to_dict('records'))
+    pd.testing.assert_frame_equal(load_results(tmp_path), found)

@@ -10,8 +10,13 @@ BIG-Bench-Hard. `run` is the preset `qwen2.5-coder` with fewer rows and a sample
 two CPU cores allow. `in-domain` asks every model held-out questions of the tasks they were trained
 on, without examples. Both can be stopped; the same command continues. `lens` lets all of them read
 one example of our own, and `collect` writes what the study shows to cotkd/results: numbers and 0/1
-strings, no text of a benchmark. The log of a training that was given up is shown, too, if its last
-checkpoint was moved to OUT/given_up/NAME.
+strings, no text of a benchmark. A training that was given up is shown, too: OUT/given_up/NAME holds
+its log.jsonl, or trainer_state.json of its last checkpoint, and the results.jsonl it had so far.
+
+On a CPU most of an update's tensors are large and live shortly. Where glibc keeps their memory and
+does not hand it back each time, training takes half the time (and 14 GB instead of 11):
+
+    MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 OMP_NUM_THREADS=1
 """
 import argparse
 import os
@@ -44,8 +49,6 @@ EXAMPLE = dict(
     rationale='Three boxes hold 3 * 12 = 36 pens. She gives 7 of them away, so she keeps '
               '36 - 7 = 29 pens.',
     target='29')
-
-
 
 
 # the official answer is a whole line, and a model that talks on behind its answer is wrong
@@ -114,6 +117,15 @@ def read_again(place, benchmark):
             for row in read_results(place) if row['mode'] == 'cot']
 
 
+def given_up(place):
+    "What became of a training until then"
+    state = place/'trainer_state.json'
+    log = log_lines(read_json(state)['log_history']) if state.exists() else None
+    asked = [{key: row[key] for key in ('task', 'mode', 'n', 'correct', 'truncated')}
+             for row in read_lines(place/'results.jsonl')]
+    return dict(log=log or read_lines(place/'log.jsonl'), asked=asked)
+
+
 def collect(args):
     "Names of models without their places"
     out, to = Path(args.out), ROOT/'cotkd/results'
@@ -130,9 +142,8 @@ def collect(args):
     logs = {path.parent.name: read_lines(path) for path in sorted(out.glob('models/*/log.jsonl'))}
     costs = {path.parent.name: read_json(path).get('cost')
              for path in sorted(out.glob('models/*/distill.json'))}
-    given_up = {path.parent.name: log_lines(read_json(path)['log_history'])
-                for path in sorted(out.glob('given_up/*/trainer_state.json'))}
-    write_json(to/'real_pair.json', config | dict(logs=logs, costs=costs, given_up=given_up))
+    stopped = {place.name: given_up(place) for place in sorted(out.glob('given_up/*'))}
+    write_json(to/'real_pair.json', config | dict(logs=logs, costs=costs, given_up=stopped))
 
 
 STEPS = {'run': train_and_ask, 'in-domain': ask_in_domain, 'lens': read_example,
