@@ -36,8 +36,7 @@ from cotkd.prompt import MODES
 from cotkd.records import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
-# at 5e-5, the rate of the other arms, KD+CoT ended further from its teacher than it began
-SETTINGS = dict(rows='1600', dev='.003', epochs='1', lrs='kd_cot=1e-5', limit='15',
+SETTINGS = dict(rows='1600', dev='.003', epochs='1', lrs='sft_cot=5e-5', limit='15',
                 other_prompt='15', max_new_tokens='320', also='')
 TRAINER = dict(eval_steps=.1, save_steps=.1)
 TASKS = ('gsm8k', 'creak', 'aqua', 'strategyqa')  # of cot_dev.jsonl
@@ -117,6 +116,10 @@ def read_again(place, benchmark):
             for row in read_results(place) if row['mode'] == 'cot']
 
 
+def cost_of(job):
+    return dict(lr=job['recipe']['lr'], **job['cost'])
+
+
 def given_up(place):
     "What became of a training until then"
     state = place/'trainer_state.json'
@@ -140,7 +143,7 @@ def collect(args):
                            for key in ('teacher', 'student', 'data')}
     del config['command']
     logs = {path.parent.name: read_lines(path) for path in sorted(out.glob('models/*/log.jsonl'))}
-    costs = {path.parent.name: read_json(path).get('cost')
+    costs = {path.parent.name: cost_of(read_json(path))
              for path in sorted(out.glob('models/*/distill.json'))}
     stopped = {place.name: given_up(place) for place in sorted(out.glob('given_up/*'))}
     write_json(to/'real_pair.json', config | dict(logs=logs, costs=costs, given_up=stopped))
