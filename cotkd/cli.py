@@ -192,8 +192,7 @@ def _find_hypotheses(args, choice):
 def _run(args):
     if args.dry_run:
         return _plan(args)
-    from cotkd.experiment import read_config, run, training_need
-    from cotkd.workers import find_workers
+    from cotkd.experiment import read_config, run
     for name in 'seeds', 'workers':
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -207,9 +206,8 @@ def _run(args):
         _, before, trained_with = read_config(choice.preset)
         seeds, trainer = args.seeds or before, trained_with | trainer
         old = read_json(choice.preset)
-    workers = args.workers or find_workers(training_need(experiment))
     report = run(experiment, out, args.bbh, seeds, choice.preset, args.command, trainer, old,
-                 _find_hypotheses(args, choice), workers)
+                 _find_hypotheses(args, choice), args.workers or 0)
     if _is_first():
         print(f'\ntable, figure and answers side by side: {report}')
 

@@ -40,7 +40,7 @@ from .prompt import MODES, chat_end, check_end, encode, encode_rows, ends_early
 from .records import VARIANTS, load_results, read_results, result_key, results_path
 from .records import sort_results, write_results
 from .toy import EVALUATED, MIX, make_toy
-from .workers import one_thread, workers
+from .workers import find_workers, one_thread, workers
 
 # %% ../nbs/23_experiment.ipynb #9106674f
 @dataclass(frozen=True, kw_only=True)
@@ -1103,10 +1103,11 @@ def _start(run, prepared, about, hypotheses) -> Prepared:
 
 # %% ../nbs/23_experiment.ipynb #9378b099
 def _work(run, prepared, about, hypotheses, count):
-    "In so many processes"
+    "In so many processes; 0: one per core, if that helps"
     with one_thread() if is_small(run.experiment) else nullcontext():
         prepared = _start(run, prepared, about, hypotheses)
         todo = missing(run)
+        count = count or find_workers(training_need(run.experiment))
         if count > 1:
             _share(run, todo, prepared, count)
         else:
@@ -1159,7 +1160,7 @@ def run(
     trainer: dict = {},  # further `TrainingArguments`
     repeats: dict = {},  # config of a run that is to come out again
     hypotheses: Hypotheses = None,  # decided before; None: the contrasts of the experiment
-    workers: int = 1,  # processes of one thread, as from `find_workers`; 1: this one does it all
+    workers: int = 1,  # processes of one thread; 1: this one does it all; 0: as `find_workers` says
 ) -> Path:  # report.html
     "All arms of one experiment, start to report; what is there already is not done again"
     check_lightly(experiment)

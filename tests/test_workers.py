@@ -64,8 +64,8 @@ def test_a_killed_process_is_one_line_and_the_others_leave():
 
 
 def assert_gone(numbers):
-    "Within ten seconds"
-    deadline = time.monotonic() + 10
+    "Within a minute, on a busy machine"
+    deadline = time.monotonic() + 60
     numbers = [*numbers]
     while any(psutil.pid_exists(number) for number in numbers):
         assert time.monotonic() < deadline
