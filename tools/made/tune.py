@@ -51,7 +51,7 @@ def held_out_rows(path):
 def train_and_ask(experiment, rate, benchmark, out):
     "{arm: {task: percent}}"
     tried = replace(experiment, kd_lr=rate, kd_cot_lr=rate, lrs='', shots=0, other_prompt=1)
-    run(tried, out/f'{rate:g}', benchmark)
+    run(tried, out/f'{rate:g}', benchmark, workers=0)
     found = {arm.name: {} for arm in choose_arms(experiment.arms)}
     for row in read_results(out/f'{rate:g}'):
         if row['arm'] in found and row['mode'] == find_arm(row['arm']).asked:
