@@ -9,9 +9,10 @@ Both are the Instruct models. COTKD_DATA and COTKD_BBH name the directories of r
 BIG-Bench-Hard. `run` is the preset `qwen2.5-coder` with fewer rows and a sample of each task, as
 two CPU cores allow. `in-domain` asks every model held-out questions of the tasks they were trained
 on, without examples. Both can be stopped; the same command continues. `lens` lets all of them read
-one example of our own, and `collect` writes what the study shows to cotkd/results: numbers and 0/1
-strings, no text of a benchmark. A training that was given up is shown, too: OUT/given_up/NAME holds
-its log.jsonl, or trainer_state.json of its last checkpoint, and the results.jsonl it had so far.
+one example of our own, with its rationale and without, and `collect` writes what the study shows
+to cotkd/results: numbers and 0/1 strings, no text of a benchmark. A training that was given up is
+shown, too: OUT/given_up/NAME holds its log.jsonl, or trainer_state.json of its last checkpoint,
+and the results.jsonl it had so far.
 
 On a CPU most of an update's tensors are large and live shortly. Where glibc keeps their memory and
 does not hand it back each time, training takes half the time (and 14 GB instead of 11):
@@ -105,9 +106,11 @@ def read_example(args):
     for member, place in trained(args):
         models[member.arm.name], tokenizer = load_lm(place)
     teacher = models.pop('teacher')
-    lens = read_tokens(EXAMPLE, tokenizer, teacher, models, k=3)
-    write_json(ROOT/'cotkd/results/real_pair_lens.json',
-               vars(lens) | dict(kl=lens.kl.round(4).to_dict('list')))
+    found = {}
+    for mode in MODES:
+        lens = read_tokens(EXAMPLE, tokenizer, teacher, models, mode, k=4)
+        found[mode] = vars(lens) | dict(kl=lens.kl.round(4).to_dict('list'))
+    write_json(ROOT/'cotkd/results/real_pair_lens.json', found)
 
 
 def read_again(place, benchmark):
