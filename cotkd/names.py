@@ -152,17 +152,13 @@ def first_qwen(
 # %% ../nbs/05_names.ipynb #706e37a4
 def _hub_commit(name, path, trust_remote_code):
     from transformers import AutoConfig  # only here: it takes seconds
-    qwen = first_qwen(path)
-    if qwen:
-        return qwen.name
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code,
-                                            local_files_only=not hub_answers())
-    except (OSError, ValueError) as error:
-        raise InputError(no_model(name, 'config', error)) from error
-    if not config._commit_hash:
-        raise InputError(f'no commit is known of {name!r}: download it and pass the directory')
-    return config._commit_hash
+    if not first_qwen(path):  # whose own code is not needed
+        try:
+            AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code,
+                                       local_files_only=not hub_answers())
+        except (OSError, ValueError) as error:
+            raise InputError(no_model(name, 'config', error)) from error
+    return _config_file(path).parent.name
 
 # %% ../nbs/05_names.ipynb #19f6b6d6
 def no_model(

@@ -28,9 +28,9 @@ from cotkd.bbh import toy_benchmark
 from cotkd.cli import main
 from cotkd.distill import distill
 from cotkd.evaluate import Asking, Subject, evaluate
-from cotkd.files import InputError, read_json, read_lines, write_json
+from cotkd.files import InputError, digest, read_json, read_lines, write_json
 from cotkd.models import align_vocab, load_config, load_lm, load_tokenizer
-from cotkd.names import first_qwen, model_identity
+from cotkd.names import first_qwen, model_identity, parse_name
 from cotkd.plan import find_config
 from cotkd.prompt import chat_end, chat_prompt
 from cotkd.toy import make_toy
@@ -347,12 +347,14 @@ def hub(folder, asked):
             if path.startswith('/api/'):
                 return self.say(json.dumps(dict(id=NAME, sha=COMMIT, siblings=[])).encode())
             file = folder/path.rpartition('/')[2]
-            return self.say(file.read_bytes() if file.is_file() else b'', ETag=f'"{file.name}"')
+            if not file.is_file():
+                return self.say(b'', 404, **{'X-Error-Code': 'EntryNotFound'})
+            return self.say(file.read_bytes(), ETag=f'"{file.name}"')
 
         do_HEAD = do_GET
 
-        def say(self, body, **headers):
-            self.send_response(200)
+        def say(self, body, status=200, **headers):
+            self.send_response(status)
             headers |= {'Content-Length': len(body), 'X-Repo-Commit': COMMIT}
             for name, value in headers.items():
                 self.send_header(name, str(value))
@@ -376,31 +378,45 @@ def served(folder, asked):
         server.shutdown()
 
 
-def test_from_the_hub_and_then_without_it(teacher, tmp_path, monkeypatch):
+def ask_hub(folder, home):
+    "Its answer to ASK, where the hub holds this folder -> (what was printed, files fetched)"
     asked = []
-    with served(teacher, asked) as address:
-        env = os.environ | dict(HF_ENDPOINT=address, HF_HUB_OFFLINE='0', HF_HOME=str(tmp_path),
-                                HF_HUB_CACHE=str(tmp_path/'hub'), NO_PROXY='*')
+    with served(folder, asked) as address:
+        env = os.environ | dict(HF_ENDPOINT=address, HF_HUB_OFFLINE='0', HF_HOME=str(home),
+                                HF_HUB_CACHE=str(home/'hub'), NO_PROXY='*')
         done = subprocess.run([sys.executable, '-c', ASK], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    fetched = {path.rpartition('/')[2] for path in asked if '/resolve/' in path}
-    assert fetched >= {'config.json', 'qwen.tiktoken', 'model-00001-of-00002.safetensors'}
-    assert not [name for name in fetched if name.endswith('.py')]
-    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'hub'))
+    return done.stdout.split(), {path.rpartition('/')[2] for path in asked if '/resolve/' in path}
+
+
+def without_hub(home, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(home/'hub'))
     monkeypatch.setattr('cotkd.names.hub_answers', lambda: False)
     monkeypatch.setattr('cotkd.models.hub_answers', lambda: False)
+
+
+def test_from_the_hub_and_then_without_it(teacher, tmp_path, monkeypatch):
+    said, fetched = ask_hub(teacher, tmp_path)
+    assert fetched >= {'config.json', 'qwen.tiktoken', 'model-00001-of-00002.safetensors'}
+    assert not [name for name in fetched if name.endswith('.py')]
+    without_hub(tmp_path, monkeypatch)
     model, tokenizer = load(NAME)
-    assert done.stdout.split() == [model.name_or_path, model_identity(NAME)]
+    assert said == [model.name_or_path, model_identity(NAME)]
     assert model.name_or_path == NAME and first_qwen(NAME).name == COMMIT
     assert equal(model, load(teacher)[0]) and len(tokenizer) == 1200 + SPECIAL
     next((tmp_path/'hub').rglob('model-00002*.safetensors')).unlink()
     refuses(NAME, NAME)
 
 
+def test_a_model_of_another_family_from_the_hub(tmp_path, monkeypatch):
+    said, _ = ask_hub(Path(parse_name('toy-student').path), tmp_path)
+    without_hub(tmp_path, monkeypatch)
+    assert said == [NAME, model_identity(NAME)] == [NAME, digest(COMMIT, None)]
+    assert equal(load_lm(NAME)[0], load_lm('toy-student')[0])
+
+
 def test_one_that_is_not_in_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
-    monkeypatch.setattr('cotkd.names.hub_answers', lambda: False)
-    monkeypatch.setattr('cotkd.models.hub_answers', lambda: False)
+    without_hub(tmp_path, monkeypatch)
     with pytest.raises(InputError, match=re.escape(NAME)):
         load_lm(NAME)
     with pytest.raises(InputError, match=re.escape(NAME)):
