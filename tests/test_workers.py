@@ -57,7 +57,7 @@ def test_a_killed_process_is_one_line_and_the_others_leave():
     with pytest.raises(InputError, match='was killed, .* the same command goes on'):
         with workers(2) as pool:
             numbers = [pool.submit(os.getpid), pool.submit(os.getpid)]
-            asleep = pool.submit(time.sleep, 60)
+            asleep = pool.submit(time.sleep, 600)
             pool.submit(os.kill, numbers[0].result(), signal.SIGKILL)
             asleep.result()
     assert_gone(number.result() for number in numbers)
@@ -75,7 +75,7 @@ def assert_gone(numbers):
 def sleep_in_a_pool(numbers):
     with workers(1) as pool:
         numbers.write_text(str(pool.submit(os.getpid).result()))
-        pool.submit(time.sleep, 60)
+        pool.submit(time.sleep, 600)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
