@@ -130,8 +130,7 @@ PRESETS = {
     'qwen2.5': Experiment('Qwen/Qwen2.5-7B', 'Qwen/Qwen2.5-0.5B', **PAIR),
     'qwen2.5-coder': Experiment(
         f'{CODER}-1.5B-Instruct', f'{CODER}-0.5B-Instruct',
-        **PAIR | dict(arms='kd,kd_cot,sft_cot', kd_lr=1e-5, kd_cot_lr=1e-5,
-                      sampling_temperature=0., also='last')),
+        **PAIR | dict(arms='kd,kd_cot,sft_cot', sampling_temperature=0., also='last')),
     'smollm2': Experiment(
         SMOLLM, f'{SMOLLM}[0-2,7-11,15-16,18-24,27-29]', **PAIR | dict(kd_lr=3e-4, kd_cot_lr=3e-4))}
 

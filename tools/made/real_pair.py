@@ -10,9 +10,7 @@ BIG-Bench-Hard. `run` is the preset `qwen2.5-coder` with fewer rows and a sample
 two CPU cores allow. `in-domain` asks every model held-out questions of the tasks they were trained
 on, without examples. Both can be stopped; the same command continues. `lens` lets all of them read
 one example of our own, with its rationale and without, and `collect` writes what the study shows
-to cotkd/results: numbers and 0/1 strings, no text of a benchmark. A training that was given up is
-shown, too: OUT/given_up/NAME holds its log.jsonl, or trainer_state.json of its last checkpoint,
-and the results.jsonl it had so far.
+to cotkd/results: numbers and 0/1 strings, no text of a benchmark.
 
 On a CPU most of an update's tensors are large and short-lived. Where glibc keeps their memory, an
 update took 22 s instead of 38 (KD+CoT) and 16 s instead of 31 (KD), and up to 19 GB instead of 11:
@@ -21,26 +19,26 @@ update took 22 s instead of 38 (KD+CoT) and 16 s instead of 31 (KD), and up to 1
 """
 import argparse
 import os
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from cotkd.bbh import OFFICIAL_STOPS, Benchmark, Scorer, bbh_benchmark, first_sentence
 from cotkd.bbh import official_answer
 from cotkd.data import load_cot
-from cotkd.distill import log_lines
 from cotkd.evaluate import Asking, Subject, evaluate, rescore
 from cotkd.experiment import configure, members, place_of, run, untrained
-from cotkd.files import read_json, read_lines, write_json, write_lines
+from cotkd.files import write_json
 from cotkd.lens import read_tokens
 from cotkd.models import load_lm
 from cotkd.names import trained_from
 from cotkd.prompt import MODES
 from cotkd.records import read_results
 
+from collect import keep_results, keep_run
+
 ROOT = Path(__file__).resolve().parents[2]
-# SFT+CoT kept the rate it was first given; of the others 1e-5, the preset's, was better than 5e-5
-SETTINGS = dict(rows='1600', dev='.003', epochs='1', lrs='sft_cot=5e-5', limit='15',
-                other_prompt='15', max_new_tokens='320', also='')
-TRAINER = dict(eval_steps=.1, save_steps=.1)
+SETTINGS = dict(rows='800', dev='.003', epochs='1', limit='15', other_prompt='15',
+                max_new_tokens='320', also='')
+TRAINER = dict(eval_steps=.25, save_steps=.25)
 TASKS = ('gsm8k', 'creak', 'aqua', 'strategyqa')  # of cot_dev.jsonl
 PER_TASK = 100
 ROOM = 200  # tokens of an answer with its rationale
@@ -120,37 +118,14 @@ def read_again(place, benchmark):
             for row in read_results(place) if row['mode'] == 'cot']
 
 
-def cost_of(job):
-    return dict(lr=job['recipe']['lr'], **job['cost'])
-
-
-def given_up(place):
-    "What became of a training until then"
-    state, log = place/'trainer_state.json', place/'log.jsonl'
-    lines = read_lines(log) if log.exists() else log_lines(read_json(state)['log_history'])
-    asked = [{key: row[key] for key in ('task', 'mode', 'n', 'correct', 'truncated')}
-             for row in read_lines(place/'results.jsonl')]
-    return dict(log=lines, asked=asked)
-
-
 def collect(args):
-    "Names of models without their places"
-    out, to = Path(args.out), ROOT/'cotkd/results'
+    "Numbers and 0/1 strings"
+    out = Path(args.out)
     asked = dict(bbh=(out, bbh_benchmark()), in_domain=(out/'in_domain', held_out_questions()))
     for name, (place, benchmark) in asked.items():
-        found = {'': read_results(place), '_first-sentence': read_again(place, benchmark)}
-        for suffix, rows in found.items():
-            rows = [row | dict(model=PurePath(row['model']).name) for row in rows]
-            write_lines(to/f'real_pair_{name}{suffix}.jsonl', rows)
-    config = read_json(out/'config.json')
-    config['settings'] |= {key: PurePath(config['settings'][key]).name
-                           for key in ('teacher', 'student', 'data')}
-    del config['command']
-    logs = {path.parent.name: read_lines(path) for path in sorted(out.glob('models/*/log.jsonl'))}
-    costs = {path.parent.name: cost_of(read_json(path))
-             for path in sorted(out.glob('models/*/distill.json'))}
-    stopped = {place.name: given_up(place) for place in sorted(out.glob('given_up/*'))}
-    write_json(to/'real_pair.json', config | dict(logs=logs, costs=costs, given_up=stopped))
+        keep_results(read_results(place), f'real_pair_{name}')
+        keep_results(read_again(place, benchmark), f'real_pair_{name}_first-sentence')
+    keep_run(out, 'real_pair')
 
 
 STEPS = {'run': train_and_ask, 'in-domain': ask_in_domain, 'lens': read_example,
