@@ -7,8 +7,8 @@
 Trains each arm at each rate, one seed, on the rows of the preset, and asks it problems that are
 neither trained on nor scored by `cotkd run`: generated ones for toy rows, rows of --held-out for
 others. BBH is not looked at. Can be stopped; the same command continues. Adds a line for each arm
-and rate to cotkd/results/lr_grid.jsonl: accuracy in percent of each task, under the prompt the arm
-was trained for. Prints the rates to take.
+and rate to cotkd/results/PRESET_grid.jsonl: accuracy in percent of each task, under the prompt the
+arm was trained for. Prints the rates to take.
 """
 import argparse
 from dataclasses import replace
@@ -24,8 +24,8 @@ from cotkd.files import read_lines, write_lines
 from cotkd.records import read_results
 from cotkd.toy import EVALUATED, make_toy
 
-ROOT = Path(__file__).resolve().parents[2]
-GRID = ROOT/'cotkd/results/lr_grid.jsonl'
+from collect import RESULTS
+
 PER_TASK = 60  # generated problems of each family
 ROWS = 300  # of a file
 
@@ -62,17 +62,16 @@ def train_and_ask(experiment, rate, benchmark, out):
 def keep(lines, grid):
     "In place of what was found before at the same rate"
     def key(line):
-        return line.get('preset', 'toy'), line['arm'], line['lr'], line['rows']
+        return line['arm'], line['lr'], line['rows']
 
-    new = {key(line) for line in lines}
-    write_lines(grid, [line for line in read_lines(grid) if key(line) not in new] + lines)
+    new, old = {key(line) for line in lines}, read_lines(grid) if grid.exists() else []
+    write_lines(grid, [line for line in old if key(line) not in new] + lines)
 
 
-def best_rates(lines, preset, arms):
+def best_rates(lines, arms):
     "arm -> rate of the highest mean over tasks, the lower one of two alike"
-    grid = pd.DataFrame(line for line in lines if line.get('preset', 'toy') == preset)
-    about = ['preset', 'arm', 'lr', 'rows', 'per_task']
-    grid['mean'] = grid.drop(columns=about, errors='ignore').mean(axis=1)
+    grid = pd.DataFrame(lines)
+    grid['mean'] = grid.drop(columns=['arm', 'lr', 'rows', 'per_task']).mean(axis=1)
     grid = grid.sort_values(['mean', 'lr'], ascending=[False, True]).drop_duplicates('arm')
     return grid.set_index('arm').lr.reindex([arm.name for arm in arms]).to_dict()
 
@@ -85,10 +84,11 @@ def read_options():
     parser.add_argument('--rates', type=float, nargs='+', required=True, help='learning rates')
     parser.add_argument('--set', nargs='+', default=[], help='settings of the preset')
     parser.add_argument('--held-out', help='file of rows to ask, where they are not generated')
-    parser.add_argument('--json', type=Path, default=GRID, help='the lines go here')
+    parser.add_argument('--json', type=Path, help='the lines go here')
     parser.add_argument('--out', type=Path, default=Path('runs/tune'), help='where the runs go')
     args = parser.parse_args()
     settings = dict(part.split('=', 1) for part in args.set)
+    args.json = args.json or RESULTS/f'{args.preset}_grid.jsonl'
     args.experiment = configure(args.preset, settings | (dict(arms=args.arms) if args.arms else {}))
     if args.experiment.data != 'toy' and not args.held_out:
         parser.error(f'{args.preset} trains on {args.experiment.data}: name a file of rows to ask '
@@ -105,9 +105,9 @@ def main():
         benchmark, per_task = held_out_rows(args.held_out), ROWS
     for rate in args.rates:
         found = train_and_ask(experiment, rate, benchmark, args.out/args.preset)
-        keep([dict(preset=args.preset, arm=arm, lr=rate, rows=experiment.rows, per_task=per_task,
-                   **scores) for arm, scores in found.items()], args.json)
-    rates = best_rates(read_lines(args.json), args.preset, choose_arms(experiment.arms))
+        keep([dict(arm=arm, lr=rate, rows=experiment.rows, per_task=per_task, **scores)
+              for arm, scores in found.items()], args.json)
+    rates = best_rates(read_lines(args.json), choose_arms(experiment.arms))
     print('lrs=' + ','.join(f'{arm}={rate:g}' for arm, rate in rates.items()))
 
 
