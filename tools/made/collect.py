@@ -28,7 +28,8 @@ def keep_run(out, name):
     config = read_json(out/'config.json')
     settings = config['settings']
     settings |= {key: PurePath(settings[key]).name for key in PLACES}
-    del config['command']
+    for name in ('command', 'cost'):  # `costs` has those of all seeds
+        del config[name]
     students = sorted(path.parent for path in out.glob('models/*/log.jsonl'))
     logs = {place.name: read_lines(place/'log.jsonl') for place in students}
     costs = {place.name: cost_of(read_json(place/'distill.json')) for place in students}

@@ -33,9 +33,8 @@ from cotkd.names import trained_from
 from cotkd.prompt import MODES
 from cotkd.records import read_results
 
-from collect import keep_results, keep_run
+from collect import RESULTS, keep_results, keep_run
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = dict(rows='800', dev='.003', epochs='1', limit='15', other_prompt='15',
                 max_new_tokens='320', also='')
 TRAINER = dict(eval_steps=.25, save_steps=.25)
@@ -109,7 +108,7 @@ def read_example(args):
     for mode in MODES:
         lens = read_tokens(EXAMPLE, tokenizer, teacher, models, mode, k=4)
         found[mode] = vars(lens) | dict(kl=lens.kl.round(4).to_dict('list'))
-    write_json(ROOT/'cotkd/results/real_pair_lens.json', found)
+    write_json(RESULTS/'real_pair_lens.json', found)
 
 
 def read_again(place, benchmark):
@@ -121,10 +120,9 @@ def read_again(place, benchmark):
 def collect(args):
     "Numbers and 0/1 strings"
     out = Path(args.out)
-    asked = dict(bbh=(out, bbh_benchmark()), in_domain=(out/'in_domain', held_out_questions()))
-    for name, (place, benchmark) in asked.items():
-        keep_results(read_results(place), f'real_pair_{name}')
-        keep_results(read_again(place, benchmark), f'real_pair_{name}_first-sentence')
+    keep_results(read_results(out), 'real_pair_bbh')
+    keep_results(read_again(out, bbh_benchmark()), 'real_pair_bbh_first-sentence')
+    keep_results(read_results(out/'in_domain'), 'real_pair_in_domain')
     keep_run(out, 'real_pair')
 
 

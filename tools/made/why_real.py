@@ -13,9 +13,8 @@ import argparse
 import os
 from pathlib import Path
 
-from cotkd.bbh import Benchmark
 from cotkd.data import load_cot
-from cotkd.experiment import configure, run
+from cotkd.experiment import PRESETS, SMOLLM, configure, run
 from cotkd.files import write_json
 from cotkd.models import load_lm
 from cotkd.names import model_identity
@@ -23,14 +22,13 @@ from cotkd.records import read_results
 from cotkd.write import Writing, find_written, write_rationales
 
 from collect import RESULTS, keep_results, keep_run
+from tune import held_out_rows
 
 ARMS = 'kd_cot,sft_cot,kd_shuffled,kd_matched'
 CONTRASTS = 'sft_cot:kd_cot,kd_shuffled:kd_cot,kd_matched:kd_cot'
 SETTINGS = dict(arms=ARMS, contrasts=CONTRASTS, rows='320', dev='.003', epochs='1', shots='0',
                 sampling_temperature='0', max_new_tokens='200', other_prompt='300', also='')
 TRAINER = dict(eval_steps=.25, save_steps=.25)
-LAYERS = '0-2,7-11,15-16,18-24,27-29'  # as in the preset smollm2
-QUESTIONS = 300
 WRITING = Writing(shots=3, max_new_tokens=200, batch_size=20)
 WRITTEN = 80  # rows that are asked
 
@@ -39,16 +37,12 @@ def data(name):
     return Path(os.environ['COTKD_DATA'])/name
 
 
-def held_out_questions():
-    rows = load_cot(data('cot_dev.jsonl')).shuffle(seed=0).select(range(QUESTIONS))
-    items = [dict(input=row['source'], target=row['target']) for row in rows]
-    return Benchmark('cot_dev', 'Held-out rows', items=dict(rows=items))
-
-
 def train(args):
+    student = PRESETS['smollm2'].student.replace(SMOLLM, args.model)  # some of its layers
     experiment = configure('smollm2', SETTINGS | dict(
-        teacher=args.model, student=f'{args.model}[{LAYERS}]', data=str(data('cot_train.jsonl'))))
-    run(experiment, args.out, held_out_questions(), preset='smollm2', trainer=TRAINER, workers=0)
+        teacher=args.model, student=student, data=str(data('cot_train.jsonl'))))
+    run(experiment, args.out, held_out_rows(data('cot_dev.jsonl')), preset='smollm2',
+        trainer=TRAINER, workers=0)
     keep_results(read_results(args.out), 'why_real')
     keep_run(args.out, 'why_real')
 
