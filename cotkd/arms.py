@@ -233,7 +233,10 @@ ARMS = {arm.name: arm for arm in (  # in the order of figures
     Arm('kd_sentences', 'KD+shuffled sentences', rationale='sentences', against=('kd_cot',),
         colour='#44aa99'),
     Arm('kd_other', "KD+another's CoT", rationale='other', against=('kd_cot',), colour='#117733'),
-    Arm('kd_wrong', 'KD+wrong CoT', rationale='wrong', against=('kd_cot',), colour='#882255'),
+    Arm('sft_wrong', 'SFT+wrong CoT', rationale='wrong', loss='sft', against=('sft_cot',),
+        colour='#ee8866'),
+    Arm('kd_wrong', 'KD+wrong CoT', rationale='wrong', against=('kd_cot', 'sft_wrong'),
+        colour='#882255'),
     Arm('kd_filler', 'KD+filler', rationale='filler', against=('kd', 'kd_cot'), colour='#999933'),
 )}
 

@@ -171,7 +171,7 @@ def _add_run(parser):
     _add_preset(parser)
     add_option(parser, '--out', 'run directory (default: runs/PRESET)')
     add_option(parser, '--bbh', 'directory of BIG-Bench-Hard, or "hub" (default: COTKD_BBH; '
-               'without it the hub, for toy its own held-out questions)')
+               'without it the hub, for toy rows held-out ones)')
     add_option(parser, '--seeds', 'training runs of each arm (default: 1)', type=int)
     add_option(parser, '--hypotheses', 'file of what is decided before the first training: primary '
                'contrasts, seeds, a margin (default: the contrasts of the arms)')

@@ -113,11 +113,13 @@ CODER = 'Qwen/Qwen2.5-Coder'
 
 # %% ../nbs/23_experiment.ipynb #811fb412
 WHY = dict(  # arms that each lack one thing, and what is compared
-    arms='kd,kd_cot,sft,sft_cot,kd_after,kd_shuffled,kd_sentences,kd_other,kd_wrong,kd_filler,'
-         'kd_matched,kd_flops,kd_teacher,kd_own',
+    arms='kd,kd_cot,sft,sft_cot,kd_after,kd_shuffled,kd_sentences,kd_other,sft_wrong,kd_wrong,'
+         'kd_filler,kd_matched,kd_flops,kd_teacher,kd_own',
     contrasts='kd:kd_cot,sft_cot:kd_cot,sft:sft_cot,kd_matched:kd_cot,kd_flops:kd_cot,'
               'kd_filler:kd_cot,kd_shuffled:kd_cot,kd_sentences:kd_cot,kd_other:kd_cot,'
-              'kd_wrong:kd_cot,kd_after:kd_cot,kd:kd_after,kd_teacher:kd_cot,kd_own:kd_cot')
+              'kd_wrong:kd_cot,sft_wrong:kd_wrong,kd_after:kd_cot,kd:kd_after,kd_teacher:kd_cot,'
+              'kd_own:kd_cot',
+    rows=6_000)
 
 # %% ../nbs/23_experiment.ipynb #6c560f37
 PRESETS = {

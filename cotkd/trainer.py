@@ -495,7 +495,7 @@ OWN_TEMPERATURE = .9  # of what a student writes, as in TRL's GKD
 def own_texts(
     student,  # a causal language model
     examples: list,  # encoded rows, each with its end token
-) -> list:  # encoded rows: the same questions; all that is written counts as a rationale
+) -> list:  # encoded rows: the same questions; all that is written counts as an answer
     "What the student writes, sampled, as long as the longest text there"
     end = examples[0]['input_ids'][-1]
     questions = [[token for token, span in zip(e['input_ids'], e['spans']) if span == QUESTION]
@@ -509,7 +509,7 @@ def own_texts(
     out = student.eval().generate(input_ids=ids, attention_mask=mask, generation_config=how)
     texts = [row[:row.index(end) + 1] if end in row else row
              for row in out[:, ids.shape[1]:].tolist()]
-    return [dict(input_ids=q + text, spans=[QUESTION] * len(q) + [RATIONALE] * len(text))
+    return [dict(input_ids=q + text, spans=[QUESTION] * len(q) + [ANSWER] * len(text))
             for q, text in zip(questions, texts)]
 
 # %% ../nbs/09_trainer.ipynb #0b67a53c

@@ -13,7 +13,7 @@ from cotkd.distill import distill
 from cotkd.files import InputError
 from cotkd.losses import kd_loss
 from cotkd.models import check_head, load_lm, read_head
-from cotkd.prompt import QUESTION, RATIONALE, KDCollator, encode
+from cotkd.prompt import ANSWER, QUESTION, KDCollator, encode
 from cotkd.trainer import KDConfig, own_texts
 
 SCALED = [CohereConfig(**TINY, logit_scale=.25), GraniteConfig(**TINY, logits_scaling=4.),
@@ -158,7 +158,7 @@ def test_what_a_student_writes(rows):
         n = given['spans'].count(QUESTION)
         text = written['input_ids'][n:]
         assert written['input_ids'][:n] == given['input_ids'][:n]
-        assert written['spans'] == [QUESTION] * n + [RATIONALE] * len(text)
+        assert written['spans'] == [QUESTION] * n + [ANSWER] * len(text)
         end = tokenizer.eos_token_id
         assert (text.count(end), text[-1] == end) in [(1, True), (0, False)]
         assert len(text) == room or text[-1] == end
@@ -176,6 +176,13 @@ def test_a_share_of_its_own_texts(rows):
     assert losses(found[None]) == losses(found[0.])
     assert equal(found[None].model.student, found[0.].model.student)
     assert not equal(found[0.].model.student, found[1.].model.student)
+
+
+def test_its_own_texts_are_learned_from_whatever_a_rationale_weighs(rows):
+    trainer = make_trainer(toy_student(), toy_teacher(), rows, 'out',
+                           replace(EIGHT, lmbda=1., rationale_weight=0.), max_steps=3)
+    trainer.train()
+    assert not equal(trainer.model.student, toy_student())
 
 
 @pytest.mark.parametrize('settings, why', [

@@ -3,7 +3,8 @@
     python tools/made/collect.py runs/why why
 
 Writes NAME.jsonl, the results of all arms, and NAME.json: how it was run, what each student cost,
-and how its training went. Models and data go by their names, without the place where they lay.
+and, of a single seed, how its training went. Models and data go by their names, without the place
+where they lay.
 """
 import argparse
 from pathlib import Path, PurePath
@@ -28,12 +29,13 @@ def keep_run(out, name):
     config = read_json(out/'config.json')
     settings = config['settings']
     settings |= {key: PurePath(settings[key]).name for key in PLACES}
-    for name in ('command', 'cost'):  # `costs` has those of all seeds
-        del config[name]
+    for key in ('command', 'cost'):  # `costs` has those of all seeds
+        del config[key]
     students = sorted(path.parent for path in out.glob('models/*/log.jsonl'))
-    logs = {place.name: read_lines(place/'log.jsonl') for place in students}
-    costs = {place.name: cost_of(read_json(place/'distill.json')) for place in students}
-    write_json(RESULTS/f'{name}.json', config | dict(logs=logs, costs=costs))
+    config['costs'] = {place.name: cost_of(read_json(place/'distill.json')) for place in students}
+    if config['seeds'] == 1:
+        config['logs'] = {place.name: read_lines(place/'log.jsonl') for place in students}
+    write_json(RESULTS/f'{name}.json', config)
 
 
 def main():
