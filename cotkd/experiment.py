@@ -119,7 +119,8 @@ WHY = dict(  # arms that each lack one thing, and what is compared
               'kd_filler:kd_cot,kd_shuffled:kd_cot,kd_sentences:kd_cot,kd_other:kd_cot,'
               'kd_wrong:kd_cot,sft_wrong:kd_wrong,kd_after:kd_cot,kd:kd_after,kd_teacher:kd_cot,'
               'kd_own:kd_cot',
-    rows=6_000)
+    kd_lr=8e-3, lrs='kd_cot=4e-3,kd_other=4e-3,kd_wrong=4e-3,kd_after=2e-3,sft_wrong=2e-3,'
+                    'kd_filler=2e-3,kd_matched=2e-3')
 
 # %% ../nbs/23_experiment.ipynb #6c560f37
 PRESETS = {
