@@ -19,7 +19,7 @@ import logging
 import math
 import os
 import sys
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -1066,17 +1066,24 @@ def _train_apart(run, member, prepared):
 
 # %% ../nbs/23_experiment.ipynb #10be8f5f
 def _share(run, todo, prepared, count):
-    "Train and ask in so many processes"
+    "Train and ask in so many processes; teacher and base student come last"
+    references = [m for m in todo if not m.arm.trained]
+    training = [m for m in todo if m.arm.trained and not _is_trained(run, m)]
+    trained = [m for m in todo if m not in references + training]
+    jobs = [*((_ask, m) for m in trained), *((_train_apart, m) for m in training),
+            *((_ask, m) for m in references)]
+    running = {}
     with workers(count) as pool:
-        training = {pool.submit(_train_apart, run, member, prepared): member for member in todo
-                    if member.arm.trained and not _is_trained(run, member)}
-        busy = {member.key for member in training.values()}
-        asking = [pool.submit(_ask, run, m, prepared) for m in todo if m.key not in busy]
-        for done in as_completed(training):
-            _note_trained(run, training[done], done.result())
-            asking.append(pool.submit(_ask, run, training[done], prepared))
-        for done in asking:
-            done.result()
+        while jobs or running:
+            while jobs and len(running) < count:
+                work, member = jobs.pop(0)
+                running[pool.submit(work, run, member, prepared)] = work, member
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                work, member = running.pop(done)
+                cost = done.result()
+                if work is _train_apart:
+                    _note_trained(run, member, cost)
+                    jobs.insert(0, (_ask, member))  # before another one is trained
 
 # %% ../nbs/23_experiment.ipynb #fdc901a5
 def preset_name(experiment: Experiment) -> str:

@@ -416,6 +416,17 @@ def _say_the_same(model, student, keep):
     close = 1e-4 if model.dtype == torch.float32 else .01
     return bool((got - want).abs().max() <= close * want.abs().max())
 
+# %% ../nbs/06_models.ipynb #b5e1d9a2
+@contextmanager
+def _building_in(dtype):
+    "As transformers does it: a cast afterwards would round the frequencies of rotary positions"
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
 # %% ../nbs/06_models.ipynb #d87cac7f
 def drop_layers(
     model,  # a causal language model; it is left as it is
@@ -426,10 +437,8 @@ def drop_layers(
     try:
         config = keep_layers(model.config, keep)
         config = type(config).from_dict(config.to_dict())  # as it will be read
-        student = type(model)(config).to(model.device).eval()
-        for name, parameter in student.named_parameters():
-            # buffers stay exact: the frequencies of rotary positions must not be rounded
-            parameter.data = parameter.data.to(state[name].dtype)
+        with _building_in(model.dtype):
+            student = type(model)(config).to(model.device).eval()
         student.load_state_dict(state)
         same = _say_the_same(model, student, keep)
     except InputError:

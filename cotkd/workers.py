@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 import psutil
+from tqdm import tqdm
 
 from .files import InputError, launched
 
@@ -63,6 +64,7 @@ def _begin(starter, started):
     import torch
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a Ctrl-C the other one tells us
+    tqdm.set_lock(threading.RLock())  # one for all processes would outlive them
     with started.get_lock():
         os.environ['TQDM_POSITION'] = str(started.value)
         started.value += 1

@@ -2,7 +2,11 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import psutil
@@ -12,7 +16,7 @@ from processes import call
 from cotkd import experiment as module
 from cotkd import workers as pools
 from cotkd.bbh import toy_benchmark
-from cotkd.experiment import PRESETS, run, training_need
+from cotkd.experiment import PRESETS, members, run, training_need
 from cotkd.files import InputError
 from cotkd.workers import find_workers, workers
 
@@ -46,6 +50,19 @@ def test_one_process_or_two_write_the_same_bytes(benchmark, tmp_path):
     assert configs[0]['trained'] == configs[1]['trained'] and len(configs[0]['trained']) == 4
     run(SMALL, tmp_path/'2', False, seeds=2, workers=2)  # there is nothing left to do
     assert contents(tmp_path/'2') == two
+
+
+def test_a_student_is_asked_before_another_is_trained(monkeypatch):
+    jobs = []
+    here = contextmanager(lambda count: iter([ThreadPoolExecutor(1)]))
+    monkeypatch.setattr(module, 'workers', here)
+    monkeypatch.setattr(module, '_is_trained', lambda run, member: member.key == 'kd_cot-0')
+    monkeypatch.setattr(module, '_note_trained', lambda run, member, cost: jobs.append(cost))
+    monkeypatch.setattr(module, '_train_apart', lambda run, member, _: f'train {member.key}')
+    monkeypatch.setattr(module, '_ask', lambda run, member, _: jobs.append(f'ask {member.key}'))
+    module._share(None, members(SMALL, '', seeds=2), None, count=1)
+    assert jobs == ['ask kd_cot-0', 'train kd-0', 'ask kd-0', 'train kd-1', 'ask kd-1',
+                    'train kd_cot-1', 'ask kd_cot-1', 'ask teacher-0', 'ask student-0']
 
 
 def test_a_mistake_in_a_process_is_said_here():
@@ -82,6 +99,20 @@ def sleep_in_a_pool(numbers):
 def test_no_process_outlives_the_one_that_started_it(tmp_path):
     assert call(sleep_in_a_pool, tmp_path/'number').codes == [-9]
     assert_gone([int((tmp_path/'number').read_text())])
+
+
+INTERRUPTED = """
+from cotkd.workers import workers
+with workers(1) as pool:
+    pool.submit(exec, 'from tqdm import tqdm; list(tqdm([1]))').result()
+    raise KeyboardInterrupt
+"""
+
+
+def test_bars_of_a_process_leave_nothing_behind():
+    ended = subprocess.run([sys.executable, '-c', INTERRUPTED], capture_output=True, text=True)
+    assert '1/1' in ended.stderr and 'KeyboardInterrupt' in ended.stderr
+    assert 'leaked' not in ended.stderr
 
 
 def test_how_many(monkeypatch):
