@@ -153,7 +153,8 @@ def token_lens(
     import ipywidgets as widgets  # only here
     example = widgets.IntSlider(description='example', max=len(rows) - 1)
     token = widgets.IntSlider(description='token', layout=dict(width='45em'))
-    student = widgets.SelectionSlider(options=[*students], value=[*students][-1])
+    student = widgets.SelectionSlider(options=[*students], value=[*students][-1],
+                                      description='student')
     text, figure, shown = widgets.HTML(), widgets.Output(), {}
 
     def draw(_=None):
@@ -169,4 +170,5 @@ def token_lens(
     token.observe(draw, 'value')
     student.observe(draw, 'value')
     read()
-    return widgets.VBox([widgets.HBox([example, token]), student, text, figure])
+    menus = [example, token] if len(rows) > 1 else [token]
+    return widgets.VBox([widgets.HBox(menus), student, text, figure])

@@ -16,31 +16,19 @@ from urllib.request import Request, urlopen
 import nbformat
 import pytest
 from browser import check_page, faint_texts
-from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import TimeoutError
 from test_report import QUESTIONS, TASKS, write_run
 
 from cotkd.records import simulated_results
 from cotkd.report import write_report
 
-NOTEBOOKS = {  # and the labels of the widgets that are moved in each
-    'index': [],
-    'nbs/07_losses': ['divergence', 'temperature'],
-    'widgets': ['row', 'token', 'example', 'b'],
+NOTEBOOKS = {  # and the widgets that are moved: label -> how many of that name
+    'index': {'Ask them': 1},
+    'nbs/02_data': {'task': 1, 'row': 1, 'words': 1},
+    'nbs/07_losses': {'beta': 1, 'divergence': 1, 'temperature': 1, 'share': 1, 'gap': 1},
+    'nbs/11_lens': {'example': 1, 'token': 2, 'student': 2},
+    'nbs/20_figures': {'a': 1, 'b': 1, 'task': 1},
 }
-WIDGETS = (  # of other notebooks, which `nbdev_test` has run: each with the least that it needs
-    """from datasets import Dataset
-from cotkd.data import browse
-from cotkd.toy import make_toy
-rows = Dataset.from_list(make_toy(['navigate', 'web_of_lies'], 4, seed=1))
-browse(rows)""",
-    """from cotkd.lens import token_lens
-from cotkd.models import load_lm
-teacher, tokenizer = load_lm('toy-teacher')
-token_lens(rows, tokenizer, teacher, {'before': load_lm('toy-student')[0]})""",
-    """from cotkd.figures import gains_explorer
-from cotkd.records import packaged_results
-gains_explorer(packaged_results('toy_bbh'))""")
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
     # cells off the screen are in the page too
@@ -117,15 +105,9 @@ def test_report_prints_on_white_with_every_answer(report, page, shoot):
 
 # --- JupyterLab
 
-def widgets_notebook():
-    kernel = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
-    return new_notebook(cells=[new_code_cell(source) for source in WIDGETS], metadata=kernel)
-
-
 def copy_notebooks(home):
     shutil.copytree(ROOT/'nbs', home/'files/nbs', symlinks=True)
     shutil.copy(ROOT/'index.ipynb', home/'files')
-    nbformat.write(widgets_notebook(), home/'files/widgets.ipynb')
     for name, values in SETTINGS.items():
         file = home/f'settings/@jupyterlab/{name}.jupyterlab-settings'
         file.parent.mkdir(parents=True)
@@ -199,19 +181,30 @@ def wait_until_run(page):
 
 
 def push(control):
-    "Next entry of a menu, or next value of a slider"
-    menu = control.locator('select')
+    "Next entry of a menu, a press of a button, or further along a slider"
+    menu, handles = control.locator('select'), control.locator('.noUi-handle')
     if menu.count():
         menu.select_option(index=menu.evaluate('m => (m.selectedIndex + 1) % m.length'))
+    elif not handles.count():
+        control.click()
+    elif handles.count() == 2:  # the lower end of a range, beyond what is shown
+        handles.first.press('End')
     else:
-        control.locator('.noUi-handle').press('ArrowRight')
+        at_end = handles.evaluate('h => h.ariaValueNow == h.ariaValueMax')
+        handles.press('ArrowLeft' if at_end else 'ArrowRight')
 
 
-def move(page, label):
-    "Push the control of this label until its cell shows something else"
-    text = page.locator('.widget-label', has_text=re.compile(f'^{label}$'))
-    control = page.locator('.widget-inline-hbox', has=text).first
-    cell = page.locator('.jp-CodeCell', has=control)
+def controls(page, label):
+    "All that have this label"
+    exactly = re.compile(f'^{label}$')
+    text = page.locator('.widget-label', has_text=exactly)
+    labelled = page.locator('.widget-inline-hbox', has=text)
+    return labelled.or_(page.locator('button.widget-button', has_text=exactly))
+
+
+def move(page, control):
+    "Push a control until its cell shows something else"
+    cell = control.locator('xpath=ancestor::*[contains(@class, "jp-CodeCell")]')
     before = cell.evaluate(SHOWN)
     for _ in range(6):  # what is pushed before the kernel's first word arrives, that word undoes
         push(control)
@@ -219,7 +212,8 @@ def move(page, label):
             return page.wait_for_function(
                 f'([cell, before]) => ![before, ""].includes(({SHOWN})(cell))', timeout=5_000,
                 arg=[cell.element_handle(), before], polling=250)
-    raise AssertionError(f'{label!r} was pushed six times, and nothing changed')
+    raise AssertionError('a control was pushed six times, and nothing changed: '
+                         + control.inner_text())
 
 
 @pytest.fixture(params=NOTEBOOKS)
@@ -240,8 +234,6 @@ def notebook(lab, page, shoot, request):
 
 def committed(name):
     "How many code cells there are, and figures among their outputs"
-    if name == 'widgets':
-        return len(WIDGETS), 0
     code = [c for c in nbformat.read(ROOT/f'{name}.ipynb', 4).cells if c.cell_type == 'code']
     outputs = [output for cell in code for output in cell.outputs]
     return len(code), sum('image/png' in output.get('data', {}) for output in outputs)
@@ -255,7 +247,10 @@ def test_notebook_runs_in_jupyterlab(notebook, page):
     drawn = 'all => all.filter(i => i.naturalWidth).length'
     assert page.locator('.jp-CodeCell').count() == cells
     assert page.locator('.jp-OutputArea img').evaluate_all(drawn) >= figures
-    for label in NOTEBOOKS[notebook]:
-        move(page, label)
+    for label, count in NOTEBOOKS[notebook].items():
+        found = controls(page, label)
+        assert found.count() == count, label
+        for i in range(count):
+            move(page, found.nth(i))
     wait_until_run(page)
     assert not page.locator('.jp-Dialog').count()
