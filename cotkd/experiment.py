@@ -880,10 +880,10 @@ def _is_trained(run, member):
     return (where/'distill.json').exists() and known and model_identity(where) == known
 
 
-def _train_arm(run, arm, todo, prepared):
+def _train_arm(run, arm, mine, prepared):
     "All seeds of an arm; its teacher is in memory for no longer than that"
     from cotkd.models import processes
-    left = [m for m in todo if m.arm == arm and not _is_trained(run, m)]
+    left = [m for m in mine if not _is_trained(run, m)]
     if left:
         reading = _read(run, arm, prepared)
         teacher = _load_teacher(run, arm, reading.rows)
@@ -1049,9 +1049,13 @@ def is_small(experiment: Experiment) -> bool:
 def _one_by_one(run, todo, prepared):
     from cotkd.models import processes
     for arm in choose_arms(run.experiment.arms):
-        _train_arm(run, arm, todo, prepared)
+        mine = [member for member in todo if member.arm == arm]
+        _train_arm(run, arm, mine, prepared)
+        for member in mine:
+            _ask(run, member, prepared)
     for member in todo:
-        _ask(run, member, prepared)
+        if not member.arm.trained:
+            _ask(run, member, prepared)
     processes().wait_for_everyone()
 
 

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -63,6 +64,15 @@ def test_a_student_is_asked_before_another_is_trained(monkeypatch):
     module._share(None, members(SMALL, '', seeds=2), None, count=1)
     assert jobs == ['ask kd_cot-0', 'train kd-0', 'ask kd-0', 'train kd-1', 'ask kd-1',
                     'train kd_cot-1', 'ask kd_cot-1', 'ask teacher-0', 'ask student-0']
+
+
+def test_one_process_asks_the_students_of_an_arm_before_the_next_arm_is_trained(monkeypatch):
+    jobs = []
+    monkeypatch.setattr(module, '_train_arm', lambda run, arm, *_: jobs.append(f'train {arm.name}'))
+    monkeypatch.setattr(module, '_ask', lambda run, member, _: jobs.append(f'ask {member.key}'))
+    module._one_by_one(SimpleNamespace(experiment=SMALL), members(SMALL, '', seeds=1), None)
+    assert jobs == ['train kd', 'ask kd-0', 'train kd_cot', 'ask kd_cot-0', 'ask teacher-0',
+                    'ask student-0']
 
 
 def test_a_mistake_in_a_process_is_said_here():
