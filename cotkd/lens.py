@@ -119,14 +119,16 @@ def _bars(ax, top, token):
 def plot_token(
     lens: Lens,
     i: int,  # number of the token, from 0
+    names: list = None,  # of models; None: all
 ) -> plt.Figure:
     "The likeliest next tokens of every model, in the place of one token of the example"
     token, read = lens.tokens[i], ''.join(lens.tokens[max(i - 8, 0):i])
-    fig = plt.figure(figsize=(2.9 * len(lens.top), 2.2), layout='constrained')
+    names = names or [*lens.top]
+    fig = plt.figure(figsize=(2.9 * len(names), 2.2), layout='constrained')
     with plt.rc_context({'text.parse_math': False}):  # the $ of a token is a dollar
-        axes = fig.subplots(1, len(lens.top), sharex=True)
-        for ax, (name, top) in zip(axes, lens.top.items()):
-            _bars(ax, top[i], token)
+        axes = fig.subplots(1, len(names), sharex=True, squeeze=False)[0]
+        for ax, name in zip(axes, names):
+            _bars(ax, lens.top[name][i], token)
             title = visible(name)
             if name != 'teacher':
                 title += f': {lens.kl[name][i]:.2f} nats'
@@ -159,7 +161,7 @@ def token_lens(
 
     def draw(_=None):
         text.value = show_tokens(shown['lens'], student.value, token.value)
-        _show(plot_token(shown['lens'], token.value), figure)
+        _show(plot_token(shown['lens'], token.value, ['teacher', student.value]), figure)
 
     def read(_=None):
         shown['lens'] = read_tokens(rows[example.value], tokenizer, teacher, students, mode)

@@ -445,6 +445,9 @@ def test_the_lens_shows_dollars_and_marks_as_they_are():
         assert repr(token) in fig._suptitle.get_text()
         assert '\u202e' not in ''.join(text.get_text() for text in fig.findobj(plt.Text))
         plt.close(fig)
+    fig = plot_token(lens, 0, ['teacher'])  # some of the models
+    assert [ax.get_title('left') for ax in fig.axes] == ['teacher']
+    plt.close(fig)
     html = show_tokens(lens, '$s_1$\u202e')
     assert not Page(html).open and 'b' in Page(html).tags and html.count('<b>') == 1
     assert 'mathjax_ignore' in html and '\\x1b' in html and '\\u202e' in html
