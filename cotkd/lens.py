@@ -143,6 +143,15 @@ def _show(fig, output):
     output.outputs = ()  # replaced, not added to
     output.append_display_data(fig)
 
+
+def _sliders(rows, students):
+    "For example, token and student"
+    import ipywidgets as widgets  # only here
+    names = [*students]
+    return (widgets.IntSlider(description='example', max=len(rows) - 1),
+            widgets.IntSlider(description='token', layout=dict(width='45em')),
+            widgets.SelectionSlider(description='student', options=names, value=names[-1]))
+
 # %% ../nbs/11_lens.ipynb #a0c99edb
 def token_lens(
     rows,  # list of dicts (or a Dataset) with source, target, rationale
@@ -153,10 +162,7 @@ def token_lens(
 ):  # a widget
     "Menus for example, student and token over `show_tokens` and `plot_token`"
     import ipywidgets as widgets  # only here
-    example = widgets.IntSlider(description='example', max=len(rows) - 1)
-    token = widgets.IntSlider(description='token', layout=dict(width='45em'))
-    student = widgets.SelectionSlider(options=[*students], value=[*students][-1],
-                                      description='student')
+    example, token, student = _sliders(rows, students)
     text, figure, shown = widgets.HTML(), widgets.Output(), {}
 
     def draw(_=None):
