@@ -10,6 +10,8 @@ __all__ = ['DIVERGENCES', 'CHUNK_BYTES', 'BLOCK', 'forward_kl', 'reverse_kl', 't
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 
@@ -297,8 +299,8 @@ def _push(G, side, rows, gradients):
             _add_mm(gradients.head[strip], G[:, strip].T, side.hidden[rows])
 
 # %% ../nbs/07_losses.ipynb #fc2a2229
-CHUNK_BYTES = 1 << 29  # logits of both models that are held at once
-BLOCK = {'cpu': 1 << 18, 'cuda': 1 << 23}  # logits worked on at once: a CPU's cache, a full GPU
+CHUNK_BYTES = {'cpu': 1 << 29, 'cuda': 1 << 31}  # logits of both models, held at once
+BLOCK = {'cpu': 1 << 18, 'cuda': 1 << 28}  # logits worked on at once: a CPU's cache, a chunk
 
 
 def _parts(n, size):
@@ -306,6 +308,14 @@ def _parts(n, size):
     parts = -(-n // max(1, size))
     step = max(1, -(-n // max(1, parts)))
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+
+@cache
+def _kernel(device):
+    "`_value_and_grad`, compiled where that spares passes over memory"
+    if device == 'cuda' and find_spec('triton'):
+        return torch.compile(_value_and_grad, dynamic=True)
+    return _value_and_grad
 
 # %% ../nbs/07_losses.ipynb #d3b788c8
 @dataclass
@@ -319,12 +329,12 @@ class Problem:
 
     def differentiate(self, Z, T, rows):
         "Student logits Z (n, V) become their gradient; -> weighted sum of the divergences"
-        total, first = 0., rows.start
+        total, first, kernel = 0., rows.start, _kernel(Z.device.type)
         for s in _parts(len(Z), BLOCK.get(Z.device.type, 1 << 23) // Z.shape[1]):
             at = slice(first + s.start, first + s.stop)
             labels = None if self.labels is None else self.labels[at]
             teacher = None if T is None else T[s]
-            value, grad = _value_and_grad(self.objective, Z[s], teacher, labels, self.softcaps)
+            value, grad = kernel(self.objective, Z[s], teacher, labels, self.softcaps)
             torch.mul(grad, self.weights[at, None], out=Z[s])
             total = total + value @ self.weights[at]
         return total
@@ -333,7 +343,8 @@ class Problem:
 def _solve(student, gradients, problem, exact):
     "The loss; what is wanted of the gradients is added to them"
     N, V = len(student.hidden), len(student.head)
-    chunks = _parts(N, CHUNK_BYTES // (2 * V * exact.itemsize))
+    chunk = CHUNK_BYTES.get(student.hidden.device.type, 1 << 29)
+    chunks = _parts(N, chunk // (2 * V * exact.itemsize))
     size = chunks[0].stop if chunks else 0
     Z = student.hidden.new_empty(size, V, dtype=exact)
     T = None if problem.teacher is None else torch.empty_like(Z)

@@ -331,7 +331,7 @@ def memory_table(
         'gradients': _bytes(trained),
         'optimizer state': 2 * _bytes(trained),  # AdamW's two moments
         'activations': activations(config, tokens, half, experiment.lora_rank),
-        'loss workspace': min(CHUNK_BYTES, logits) + heads_own}
+        'loss workspace': 1.5 * min(CHUNK_BYTES['cuda'], logits) + heads_own}
     found = teacher_bytes(experiment, teacher)
     table = pd.DataFrame({how: {'teacher weights': x, **same} for how, x in found.items()})
     return pd.concat([table, table.sum().rename('sum').to_frame().T])

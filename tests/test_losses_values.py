@@ -4,8 +4,8 @@ from math import log
 import pytest
 import torch
 
-from cotkd.losses import (BLOCK, DIVERGENCES, Gradients, Objective, Side, fused_kd_loss,
-                          fused_loss, get_divergence, kd_loss)
+from cotkd.losses import (BLOCK, CHUNK_BYTES, DIVERGENCES, Gradients, Objective, Side,
+                          fused_kd_loss, fused_loss, get_divergence, kd_loss)
 
 # two tokens: the teacher says 3/4 and 1/4, the student 1/2 and 1/2
 TEACHER = torch.tensor([[.75, .25]], dtype=torch.float64).log()
@@ -188,7 +188,7 @@ def definition(student, teacher, temperature, share, labels):
 @pytest.mark.parametrize('chunk', [1 << 29, 1])
 def test_soft_caps_biases_and_a_share_of_the_text_together(softcaps, chunk, monkeypatch):
     "Also where a position is a chunk"
-    monkeypatch.setattr('cotkd.losses.CHUNK_BYTES', chunk)
+    monkeypatch.setitem(CHUNK_BYTES, 'cpu', chunk)
     monkeypatch.setitem(BLOCK, 'cpu', 16 if chunk == 1 else 1 << 18)
     generator = torch.Generator().manual_seed(3)
 

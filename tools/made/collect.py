@@ -5,19 +5,22 @@
 
 Writes NAME.jsonl, the results of all arms, and NAME.json: how it was run, what was decided before,
 what each student cost, and, of a single seed, how its training went. Models and data go by their
-names, without the place where they lay.
+names, without the place where they lay. What the teacher wrote, if it did, goes into
+tools/made/NAME_written.xz.
 
 `--back` makes a run directory of the two files, on any machine. The command of the run goes on
 there with the arms and seeds that are still missing; texts and weights of those that are done stay
 where they were made. Models and data that lay somewhere are named with --set.
 """
 import argparse
+import lzma
 from pathlib import Path, PurePath
 
 from cotkd.files import read_json, read_lines, write_json, write_lines
 from cotkd.records import prediction_path, read_results, write_results
 
 RESULTS = Path(__file__).resolve().parents[2]/'cotkd/results'
+WRITTEN = Path(__file__).parent
 PLACES = ('teacher', 'student', 'data')  # settings that may be paths
 
 
@@ -56,6 +59,23 @@ def keep_run(out, name):
     write_json(RESULTS/f'{name}.json', config)
 
 
+def keep_written(out, name):
+    "It chooses the rows that all arms train on, so another machine must not write it again"
+    texts = out/'written.jsonl'
+    if texts.exists():
+        about = (out/'written.jsonl.about.json').read_bytes()
+        packed = lzma.compress(about + b'\0' + texts.read_bytes(), preset=9 | lzma.PRESET_EXTREME)
+        (WRITTEN/f'{name}_written.xz').write_bytes(packed)
+
+
+def bring_back_written(out, name):
+    packed = WRITTEN/f'{name}_written.xz'
+    if packed.exists():
+        about, texts = lzma.decompress(packed.read_bytes()).split(b'\0', 1)
+        (out/'written.jsonl').write_bytes(texts)
+        (out/'written.jsonl.about.json').write_bytes(about)
+
+
 def bring_back(out, name, places):
     "A run directory that knows what is done"
     config = read_json(RESULTS/f'{name}.json')
@@ -71,6 +91,7 @@ def bring_back(out, name, places):
         texts.parent.mkdir(parents=True, exist_ok=True)
         texts.touch()
     write_results(out, rows)
+    bring_back_written(out, name)
     write_json(out/'config.json', config)
 
 
@@ -88,6 +109,7 @@ def main():
     else:
         keep_results(read_results(args.run), args.name)
         keep_run(args.run, args.name)
+        keep_written(args.run, args.name)
 
 
 if __name__ == '__main__':
