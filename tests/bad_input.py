@@ -109,16 +109,16 @@ def data_case(wrong, says, text, name='bad.jsonl'):
 LINE = json.dumps(ROWS[0])
 data_case('an empty file', 'no rows', '')
 data_case('a broken line', 'line 2: not valid JSON', LINE + '\n{"source": "a", \n')
-data_case('a JSON list', 'holds a JSON list', json.dumps(ROWS), 'bad.json')
-data_case('no rationales', 'no row has rationale', '{"source": "a", "target": "b"}\n')
-data_case('columns of another name', 'no row has source',
-          '{"instruction": "a", "input": "b", "output": "c"}\n')
+data_case('a JSON list that is cut', 'ends too early', json.dumps(ROWS)[:-9], 'bad.json')
+data_case('columns of another name', 'is known to hold the question',
+          '{"frage": "a", "schritte": "b", "antwort": "c"}\n')
 data_case('only empty answers', 'none of its 1 rows',
           LINE.replace('"target": "', '"target": " ", "x": "'))
 data_case('an end in the middle of an answer', 'where a student would learn to stop',
           (LINE + '\n').replace('"target": "', '"target": "yes<|end|>') * 8)
-data_case('a table', 'not valid JSON', 'source,target,rationale\na,b,c\n', 'bad.csv')
-data_case('a packed file', 'not valid JSON', gzip.compress(LINE.encode()), 'bad.jsonl.gz')
+data_case('a workbook', 'save it as .csv', b'PK\3\4 and so on', 'bad.xlsx')
+data_case('a damaged table', 'cannot be read as .parquet', b'PAR1 and so on', 'bad.parquet')
+data_case('a packed file', 'unpack it', gzip.compress(LINE.encode()), 'bad.jsonl.gz')
 data_case('another encoding', 'not valid JSON', LINE.encode('utf-16'))
 data_case('an object that is cut off', 'ends too early', '{"0": ' + LINE + ', "1": {"sou',
           'bad.json')
@@ -127,7 +127,7 @@ case('data', 'no such file', 'no such file')(
     lambda folder: distill(folder, data=str(folder/'nothing.jsonl')))
 
 
-@case('data', 'a directory without rows', 'no *.jsonl in this directory')
+@case('data', 'a directory without rows', 'no file of rows in this directory')
 def empty_directory(folder):
     (folder/'data').mkdir()
     return distill(folder, data=str(folder/'data'))

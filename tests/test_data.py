@@ -236,13 +236,13 @@ def test_wrong_bytes_cost_a_row_of_the_hub_shape(write, tmp_path):
 def test_no_such_file(tmp_path):
     path = tmp_path/'no.jsonl'
     assert error(path) == (
-        f"{path}: no such file; expected a JSON-lines file, a directory of *.jsonl, the hub's "
-        '.json file or "kaist-ai/CoT-Collection". Check the path.')
+        f'{path}: no such file; expected one of JSON lines, JSON, parquet, arrow, csv or tsv, a '
+        'directory of these, or "kaist-ai/CoT-Collection". Check the path.')
 
 
 def test_empty_directory(tmp_path):
-    assert error(tmp_path) == (f'{tmp_path}: no *.jsonl in this directory; expected JSON-lines '
-                               'files. Pass the file itself.')
+    assert error(tmp_path) == (f'{tmp_path}: no file of rows in this directory (.jsonl, .parquet, '
+                               '.arrow, .csv, .tsv). Pass the file itself.')
 
 
 @pytest.mark.parametrize('source', [[], '', None])
@@ -279,24 +279,26 @@ def test_broken_object_names_the_last_good_key(write, text, place, problem):
                            'Repair the file, or download it again.')
 
 
-def test_json_list(write):
-    path = write(json.dumps(ROWS), 'list.json')
-    assert error(path).startswith(f'{path}: holds a JSON list; expected JSON lines')
+def test_a_cut_list_names_the_last_good_row(write):
+    path = write(json.dumps(ROWS)[:-10], 'list.json')
+    assert error(path) == (f'{path}, after row 29: the file ends too early; expected a list of '
+                           'objects. Repair the file, or download it again.')
 
 
 @pytest.mark.parametrize('name', ['rows.jsonl', 'hub.json'])
-def test_column_missing_everywhere(write, name):
-    rows = [dict(question='a', target='b', rationale='c')] * 3
+def test_question_missing_everywhere(write, name):
+    rows = [dict(frage='a', target='b', rationale='c')] * 3
     path = write(rows if name == 'rows.jsonl' else keyed(rows), name)
-    assert error(path) == (f'{path}: no row has source; its columns are question, target, '
-                           'rationale. Rename them to source, target, rationale.')
+    assert error(path) == (
+        f'{path}: none of the columns frage, target, rationale is known to hold the question: '
+        'name the columns, such as --columns source=question,rationale=steps,target=answer')
 
 
 def test_no_usable_row(write):
     path = write([ROWS[i] | dict(rationale=text) for i, text in enumerate(['', None, ''])])
     assert error(path) == (
         f'{path}: none of its 3 rows can be used (2 rationale empty, 1 rationale missing). '
-        'Each needs text in source, target, rationale.')
+        'Each needs text in source, target, rationale; other columns are named with --columns.')
 
 
 @pytest.mark.parametrize('content, name', [
