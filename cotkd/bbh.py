@@ -7,10 +7,11 @@ __all__ = ['NLP', 'ALGORITHMIC', 'GROUPS', 'BBH_TASKS', 'BBH_COUNTS', 'AVERAGES'
            'CHECKSUMS', 'DIGESTS', 'AGAIN', 'DEFECTS', 'OFFICIAL_STOPS', 'LM_EVAL_STOPS', 'SCORERS', 'AUTHORS',
            'MIRROR', 'SERVER', 'PROMPT_CHECKSUMS', 'PROMPT_DIGESTS', 'BENCHMARKS', 'select_tasks', 'family',
            'family_weights', 'bbh_source', 'digest_items', 'is_item', 'check_items', 'load_bbh', 'official_answer',
-           'first_sentence', 'official_equal', 'lm_eval_answer', 'lm_eval_equal', 'Scorer', 'find_scorer',
+           'first_sentence', 'official_equal', 'lm_eval_answer', 'lm_eval_equal', 'marked_answer', 'letter_answer',
+           'number_answer', 'letter_equal', 'number_equal', 'exact_equal', 'math_equal', 'Scorer', 'find_scorer',
            'extract_answer', 'is_correct', 'digest_prompt', 'hub_prompt', 'read_shots', 'first_examples',
            'answers_only', 'worked_answers', 'add_examples', 'few_shot_prompt', 'Benchmark', 'find_benchmark',
-           'bbh_benchmark', 'toy_benchmark']
+           'bbh_benchmark', 'toy_benchmark', 'file_benchmark']
 
 # %% ../nbs/14_bbh.ipynb #4eb067a5
 import difflib
@@ -21,6 +22,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from tqdm import tqdm
 from .files import InputError, replacing
 from .names import hub_answers
 from .prompt import MODES, cut, format_example, split_thoughts
+from .shapes import split_answer
 from .toy import EVALUATED, make_toy
 
 # %% ../nbs/14_bbh.ipynb #7702781c
@@ -288,6 +291,50 @@ def lm_eval_equal(answer: str, target: str) -> bool:
     "Exact match, space included"
     return answer == target
 
+# %% ../nbs/14_bbh.ipynb #c1b92613
+def marked_answer(text: str, mode: str) -> str:
+    "What stands behind the mark of an answer (`split_answer`), else the last line"
+    _, answer, mark = split_answer(text.strip())
+    return answer if mark else answer.split('\n')[-1].strip()
+
+
+def letter_answer(text: str, mode: str) -> str:
+    "The last letter in brackets, else the last that stands alone"
+    answer = marked_answer(text, mode)
+    found = re.findall(r'\(([A-Z])\)', answer) or re.findall(r"(?<![\w'])([A-Z])(?![\w'])", answer)
+    return found[-1] if found else ''
+
+
+def number_answer(text: str, mode: str) -> str:
+    "The last number, without commas between its thousands"
+    found = re.findall(r'-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)', marked_answer(text, mode))
+    return found[-1].replace(',', '') if found else ''
+
+# %% ../nbs/14_bbh.ipynb #d7e868b5
+def letter_equal(answer: str, target: str) -> bool:
+    return answer != '' and answer == letter_answer(target, 'direct')
+
+
+def number_equal(answer: str, target: str) -> bool:
+    "The same number, however it is written"
+    wanted = number_answer(target, 'direct')
+    return '' not in (answer, wanted) and Decimal(answer) == Decimal(wanted)
+
+
+def exact_equal(answer: str, target: str) -> bool:
+    "The same words: case, space and a full stop aside"
+    both = [' '.join(text.casefold().split()).strip(' .') for text in (answer, target)]
+    return both[0] == both[1]
+
+
+def math_equal(answer: str, target: str) -> bool:
+    "The same value, by the library math-verify; raises InputError where it is not installed"
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise InputError('the scorer math needs a library: pip install math-verify') from None
+    return bool(verify(parse(f'${target}$'), parse(f'${answer}$')))
+
 # %% ../nbs/14_bbh.ipynb #709d2686
 @dataclass(frozen=True)
 class Scorer:
@@ -313,7 +360,11 @@ OFFICIAL_STOPS = {'cot': ('\n\nQ:',), 'direct': ('\n',)}
 LM_EVAL_STOPS = dict.fromkeys(MODES, ('</s>', 'Q', '\n\n'))
 SCORERS = {scorer.name: scorer for scorer in (
     Scorer('official', OFFICIAL_STOPS),
-    Scorer('lm-eval', LM_EVAL_STOPS, lm_eval_answer, lm_eval_equal, needs_examples=True))}
+    Scorer('lm-eval', LM_EVAL_STOPS, lm_eval_answer, lm_eval_equal, needs_examples=True),
+    Scorer('letter', OFFICIAL_STOPS, letter_answer, letter_equal),
+    Scorer('number', OFFICIAL_STOPS, number_answer, number_equal),
+    Scorer('exact', OFFICIAL_STOPS, marked_answer, exact_equal),
+    Scorer('math', OFFICIAL_STOPS, marked_answer, math_equal))}
 
 # %% ../nbs/14_bbh.ipynb #7b17edff
 def find_scorer(
@@ -330,7 +381,7 @@ def find_scorer(
 def extract_answer(
     text: str,  # what a model wrote
     mode: str,  # "cot" or "direct"
-    scorer: str = 'official',  # or "lm-eval"
+    scorer: str = 'official',  # a name in `SCORERS`
 ) -> str:  # '' where there is none; "lm-eval" says "[invalid]"
     "The answer in a text; raises ValueError for an unknown mode or scorer"
     return find_scorer(scorer).answer(text, mode)
@@ -430,10 +481,11 @@ def answers_only(
     bare = [description]
     for example in examples:
         question, working = example.split(_ANSWER, 1)
-        bare.append(f'{question}{_ANSWER}{extract_answer(working, "cot")}')
+        answer = extract_answer(working, 'cot') or split_answer(working)[1]
+        bare.append(f'{question}{_ANSWER}{answer}')
     return _QUESTION.join(bare)
 
-
+# %% ../nbs/14_bbh.ipynb #a2c04479
 def worked_answers(
     text: str,  # description and worked examples
     mode: str,  # "cot": with their working; "direct": bare
@@ -499,7 +551,8 @@ class Benchmark:
     def prompt(self, task, question, mode='cot', shots=0, first=None):
         "What the model is shown, with the `first` of the worked examples, or with all"
         text = self.worked(task, shots)
-        return add_examples(text if first is None else first_examples(text, first), question, mode)
+        text = text if first is None else first_examples(text, first)
+        return add_examples(text, question, mode).lstrip('\n')
 
 # %% ../nbs/14_bbh.ipynb #53b85e4c
 @patch
@@ -513,6 +566,12 @@ def worked(
     if shots != text.count(_QUESTION):
         raise _wrong_shots(self, shots, text.count(_QUESTION))
     return text
+
+
+@patch(as_prop=True)
+def most_shots(self: Benchmark) -> int:
+    "How many worked examples there are, the same for all tasks of a file"
+    return self.examples(None).count(_QUESTION) if self.examples else 0
 
 
 @patch(as_prop=True)
@@ -554,3 +613,37 @@ def toy_benchmark(
     for row in rows:
         items[row['task']].append(dict(input=row['source'], target=row['target']))
     return replace(BENCHMARKS['toy'], items=items)
+
+# %% ../nbs/14_bbh.ipynb #bb2ce117
+def _read_examples(path):
+    "Worked examples of a file: Q: and A:, with an empty line between two"
+    try:
+        text = Path(path).read_text('utf-8').strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f'{path} cannot be read ({type(error).__name__}): expected worked '
+                         'examples') from None
+    text = f'\n\n{text}' if text.startswith('Q: ') else text
+    if _QUESTION not in text or not all(map(str.strip, worked_answers(text, 'cot'))):
+        raise InputError(f'{path} holds no worked examples: expected "Q: …" and "A: …" in lines of '
+                         'their own, with an empty line between two examples')
+    return text
+
+# %% ../nbs/14_bbh.ipynb #cd362ab9
+def file_benchmark(
+    source,  # questions with answers, in any file that `load_cot` reads
+    columns: str = '',  # as in `load_cot`
+    tasks: str = 'all',  # names in the column "task", separated by commas
+    shots_file=None,  # worked examples, the same for all tasks
+) -> Benchmark:
+    "A benchmark of your own; raises InputError for a file that cannot be read, or another task"
+    from cotkd.data import load_cot  # who asks BBH need not wait for it
+    name, items = Path(source).stem, {}
+    for row in load_cot(source, columns=columns, bare=True):
+        task = name if row['task'] == 'unknown' else row['task']
+        items.setdefault(task, []).append(dict(input=row['source'], target=row['target']))
+    wanted = [task.strip() for task in tasks.split(',')] if tasks != 'all' else list(items)
+    for task in wanted:
+        if task not in items:
+            raise InputError(f'no task {task!r} in {source}: it has {", ".join(items)}')
+    text = _read_examples(shots_file) if shots_file else ''
+    return Benchmark(name, items={task: items[task] for task in wanted}, examples=lambda _: text)

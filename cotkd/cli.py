@@ -14,7 +14,7 @@ import errno
 import os
 import shlex
 import sys
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -123,6 +123,11 @@ def _loading(args):
     "Arguments of `load_lm`"
     return dict(trust_remote_code=args.trust_remote_code, dtype=args.dtype, attn=args.attn or None)
 
+
+def _add_columns(parser):
+    add_option(parser, '--columns', 'what those of --data hold, such as source=question,'
+               'target=answer, where we do not know their names', default='')
+
 # %% ../nbs/26_cli.ipynb #38807322
 def _add_preset(parser):
     from cotkd.experiment import PRESETS, Experiment
@@ -220,8 +225,7 @@ def _is_first():
 def _add_data(parser):
     add_option(parser, '--data', 'a .jsonl, .json, .parquet, .arrow, .csv or .tsv file, a '
                'directory of these, or kaist-ai/CoT-Collection', required=True)
-    add_option(parser, '--columns', 'what they hold, such as source=question,target=answer, where '
-               'we do not know their names', default='')
+    _add_columns(parser)
     add_option(parser, '--limit', 'use only so many rows', type=int)
 
 
@@ -457,26 +461,36 @@ def print_scores(
         more = f'  ({without[name]:.1f}% without {defective} known to be defective)'
         print(f'{name:50} {value:5.1f}%' + (more if defective else ''))
 
+# %% ../nbs/26_cli.ipynb #012e5c8f
+def _add_benchmark(parser):
+    add_option(parser, '--bbh', 'directory of BIG-Bench-Hard, or "hub" (default: COTKD_BBH, '
+               'otherwise the hub)')
+    add_option(parser, '--data', 'a benchmark of your own in place of BBH: a file of questions and '
+               'answers, whose column task sorts them')
+    _add_columns(parser)
+    add_option(parser, '--tasks', 'all, names separated by commas; of BBH also nlp, algorithmic',
+               default='all')
+    add_option(parser, '--shots', 'worked examples in the prompt (default: 3 of BBH, of your own '
+               'all that --shots-file has)', type=int)
+    add_option(parser, '--shots-file', 'worked examples for --data: "Q: …" and "A: …", with an '
+               'empty line between two')
+
 # %% ../nbs/26_cli.ipynb #9e2660b0
-_ASKING = ('mode', 'shots', 'scorer', 'chat', 'limit', 'context', 'skip_long', 'batch_size',
+_ASKING = ('mode', 'scorer', 'chat', 'limit', 'context', 'skip_long', 'batch_size',
            'kv_memory', 'max_new_tokens')
 
 
 def _add_eval(parser):
-    from cotkd.experiment import FROM_PAPER
     from cotkd.evaluate import Asking
     add_option(parser, '--model', 'hub id, directory, or an embedded model', required=True)
-    add_option(parser, '--bbh', 'directory of BIG-Bench-Hard, or "hub" (default: COTKD_BBH, '
-               'otherwise the hub)')
-    add_option(parser, '--tasks', 'all, nlp, algorithmic, or names separated by commas',
-               default='all')
+    _add_benchmark(parser)
     add_option(parser, '--out', 'run directory', required=True)
     add_option(parser, '--arm', 'whose result it is: a name of the table of arms, or any other',
                default='student')
     add_option(parser, '--seed', 'of the training run and of the sampling', type=int, default=0)
     add_option(parser, '--sampling-temperature --temperature', docments(Asking)['temperature'],
                type=float, default=Asking.temperature, metavar='TEMPERATURE')
-    add_fields(parser, Asking, _ASKING, shots=FROM_PAPER['shots'])
+    add_fields(parser, Asking, _ASKING)
     add_option(parser, '--tokenizer', 'ask through the tokenizer of this model, such as the chat '
                'teacher of a base student, which has no chat template')
     _add_loading(parser)
@@ -513,13 +527,22 @@ def _lent_tokenizer(args):
     align_vocab(lent, load_tokenizer(args.model, remote))
     return lent
 
+# %% ../nbs/26_cli.ipynb #6cdc2f35
+def _benchmark(args, asking):
+    "That of a file, or BBH, and with how many worked examples it is asked"
+    from cotkd.bbh import bbh_benchmark, file_benchmark
+    from cotkd.experiment import FROM_PAPER
+    own = args.data and file_benchmark(args.data, args.columns, args.tasks, args.shots_file)
+    most = own.most_shots if own else FROM_PAPER['shots']
+    asking = replace(asking, shots=most if args.shots is None else args.shots)
+    return own or bbh_benchmark(args.bbh, args.tasks), asking
+
 # %% ../nbs/26_cli.ipynb #2efef4d5
 def _eval(args):
-    from cotkd.bbh import bbh_benchmark
     from cotkd.evaluate import Asking, Subject, check_asking, evaluate
     from cotkd.names import model_identity, trained_from
     asking = take_fields(Asking, args, _ASKING, temperature=args.sampling_temperature)
-    benchmark = bbh_benchmark(args.bbh, args.tasks)
+    benchmark, asking = _benchmark(args, asking)
     weights = model_identity(args.model, args.trust_remote_code)
     subject = Subject(args.arm, args.model, weights, trained_from(args.model), args.seed)
     check_asking(benchmark, asking)
