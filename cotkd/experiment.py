@@ -1118,7 +1118,7 @@ def _about(experiment, preset, command, repeats):
 def _start(run, prepared, about, hypotheses) -> Prepared:
     "Take the directory; let the teacher write, if an arm needs that"
     from cotkd.models import processes
-    left = untrained(run.experiment, run.out, run.seeds)
+    left = [m for m in missing(run) if m.arm.trained and not _is_trained(run, m)]
     if left:
         check_student(run.experiment)
     state = processes()

@@ -14,7 +14,7 @@ from cotkd.bbh import toy_benchmark
 from cotkd.cli import main
 from cotkd.data import load_cot
 from cotkd.experiment import PRESETS, check_settings, check_training, is_cached, run, train_config
-from cotkd.files import InputError, read_json, read_lines
+from cotkd.files import InputError, read_json, read_lines, write_json
 from cotkd.prompt import ANSWER, QUESTION, RATIONALE, encode, format_example
 from cotkd.records import load_results
 
@@ -241,6 +241,16 @@ def test_all_arms_train_on_what_the_teacher_could_answer(own_words):
     assert rows == [f'{len(written)} rows'] * 2 and 8 <= len(written) <= 24
     assert recipes['kd_cot']['recipe']['rows'] != recipes['kd_teacher']['recipe']['rows']
     assert {*load_results(out).arm} == {'teacher', 'student', 'kd_cot', 'kd_teacher'}
+
+
+def test_a_student_that_a_kill_kept_out_of_the_books_is_taken_as_it_is(own_words):
+    experiment, out, one = own_words
+    config = read_json(out/'config.json')
+    before = dict(config['trained'])
+    del config['trained']['kd_teacher-0']
+    write_json(out/'config.json', config)
+    run(experiment, out, one)
+    assert read_json(out/'config.json')['trained'] == before
 
 
 def test_other_rows_are_another_experiment(own_words):
