@@ -60,8 +60,7 @@ class Loading:
 # %% ../nbs/24_experiment.ipynb #ef01c1ff
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    "Which rows all arms train on"
-    data: str = 'toy'  # "toy": generated problems; otherwise anything `load_cot` takes
+    "Which rows of the data all arms train on"
     columns: str = ''  # of the data: source=question,target=answer; '': by their names
     rows: int = 12_000  # rows that every arm trains on
     max_tokens: int = 512  # of a row with its rationale; longer rows are left out, for all arms
@@ -83,6 +82,7 @@ class Experiment(Loss, Rows, Loading):
     "What is distilled from what, on which rows, and how it is scored"
     teacher: str = 'toy-teacher'  # anything `load_lm` takes
     student: str = 'toy-student'  # the base student, from which every arm starts
+    data: str = 'toy'  # "toy": generated problems; otherwise anything `load_cot` takes
     arms: str = 'kd,kd_cot'  # trained arms, names of `cotkd.arms.ARMS`
     contrasts: str = ''  # such as kd@cot:kd_cot, the headline first; '': those of the table of arms
     epochs: float = 1.  # passes over the rows
