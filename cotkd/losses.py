@@ -300,7 +300,7 @@ def _push(G, side, rows, gradients):
 
 # %% ../nbs/08_losses.ipynb #fc2a2229
 CHUNK_BYTES = {'cpu': 1 << 29, 'cuda': 1 << 31}  # logits of both models, held at once
-BLOCK = {'cpu': 1 << 18, 'cuda': 1 << 28}  # logits worked on at once: a CPU's cache, a chunk
+BLOCK = {'cpu': 1 << 18, 'cuda': 1 << 23}  # logits worked on at once: a CPU's cache, a full GPU
 
 
 def _parts(n, size):
@@ -330,7 +330,10 @@ class Problem:
     def differentiate(self, Z, T, rows):
         "Student logits Z (n, V) become their gradient; -> weighted sum of the divergences"
         total, first, kernel = 0., rows.start, _kernel(Z.device.type)
-        for s in _parts(len(Z), BLOCK.get(Z.device.type, 1 << 23) // Z.shape[1]):
+        block = BLOCK.get(Z.device.type, 1 << 23)
+        if kernel is not _value_and_grad:
+            block = Z.numel()  # compiled, it has no intermediate results to keep small
+        for s in _parts(len(Z), block // Z.shape[1]):
             at = slice(first + s.start, first + s.stop)
             labels = None if self.labels is None else self.labels[at]
             teacher = None if T is None else T[s]
