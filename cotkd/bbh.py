@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -328,11 +329,8 @@ def exact_equal(answer: str, target: str) -> bool:
 
 
 def math_equal(answer: str, target: str) -> bool:
-    "The same value, by the library math-verify; raises InputError where it is not installed"
-    try:
-        from math_verify import parse, verify
-    except ImportError:
-        raise InputError('the scorer math needs a library: pip install math-verify') from None
+    "The same value, by the library math-verify"
+    from math_verify import parse, verify  # seldom needed
     return bool(verify(parse(f'${target}$'), parse(f'${answer}$')))
 
 # %% ../nbs/14_bbh.ipynb #709d2686
@@ -371,10 +369,12 @@ def find_scorer(
     name: str,
     scorers: tuple = (),  # of a benchmark, beside those in `SCORERS`
 ) -> Scorer:
-    "The scorer of this name; raises InputError where there is none"
+    "The scorer of this name; raises InputError where there is none, or its library"
     known = SCORERS | {scorer.name: scorer for scorer in scorers}
     if name not in known:
         raise InputError(f'scorer {name!r} is unknown: choose from {", ".join(known)}')
+    if name == 'math' and not find_spec('math_verify'):
+        raise InputError('the scorer math needs a library: pip install math-verify')
     return known[name]
 
 

@@ -49,6 +49,16 @@ def test_scorers(name, text, target, right):
     assert is_correct(text, target, 'cot', name) == right
 
 
+def test_a_missing_library_is_said_before_a_model_works(items, tmp_path, capsys,
+                                                        monkeypatch):
+    monkeypatch.setattr('cotkd.bbh.find_spec', lambda name: None)
+    monkeypatch.setattr('cotkd.models.load_lm', None)
+    assert main(['eval', '--model', 'toy-student', '--data', str(items), '--scorer', 'math',
+                 '--out', str(tmp_path/'out')])
+    assert 'pip install math-verify' in capsys.readouterr().err
+    assert not (tmp_path/'out').exists()
+
+
 def test_scorers_end_where_the_official_one_does():
     for name in 'letter', 'number', 'exact', 'math':
         assert find_scorer(name).stops == SCORERS['official'].stops
