@@ -27,7 +27,7 @@ NOTEBOOKS = {  # and the widgets that are moved: label -> how many of that name
     'nbs/03_data': {'task': 1, 'row': 1, 'words': 1},
     'nbs/08_losses': {'beta': 1, 'divergence': 1, 'temperature': 1, 'share': 1, 'gap': 1},
     'nbs/12_lens': {'example': 1, 'token': 2, 'student': 2},
-    'nbs/21_figures': {'a': 1, 'b': 1, 'task': 1},
+    'nbs/22_figures': {'a': 1, 'b': 1, 'task': 1},
 }
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
