@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAUNCHES', 'COMMANDS', 'PLAIN', 'add_option', 'field_texts', 'add_fields', 'take_fields', 'Choice', 'read_choice',
            'print_scores', 'check_mixture', 'recorded_contrasts', 'cluster_config', 'Command', 'CommandParser',
-           'parser', 'trainer_settings', 'stand_in', 'make_tolerant', 'main']
+           'parser', 'trainer_settings', 'stand_in', 'make_tolerant', 'calm_bars', 'main']
 
 # %% ../nbs/28_cli.ipynb #3597e67d
 import argparse
@@ -224,7 +224,8 @@ def _is_first():
 # %% ../nbs/28_cli.ipynb #2f286607
 def _add_data(parser):
     add_option(parser, '--data', 'a .jsonl, .json, .parquet, .arrow, .csv or .tsv file, a '
-               'directory of these, or kaist-ai/CoT-Collection', required=True)
+               'directory of these, or an id of the hub, such as kaist-ai/CoT-Collection or '
+               'openai/gsm8k:main@train', required=True)
     _add_columns(parser)
     add_option(parser, '--limit', 'use only so many rows', type=int)
 
@@ -560,10 +561,13 @@ def _eval(args):
 # %% ../nbs/28_cli.ipynb #26d83106
 def _add_gains(parser):
     parser.add_argument('runs', nargs='+', metavar='DIR',
-                        help='run directories or results.jsonl files')
+                        help='run directories or results.jsonl files; or what '
+                        'lm-evaluation-harness wrote with --log_samples')
     add_option(parser, '--contrast', 'from arm A to arm B; A@cot: under that prompt (default: '
                'those of the table of arms)', action='append', metavar='A:B')
     add_option(parser, '--shots', 'only results with so many examples', type=int)
+    add_option(parser, '--metric', 'of samples of lm-evaluation-harness, such as acc_norm or '
+               'exact_match,strict-match (default: of each task the first that is 0 or 1)')
     add_option(parser, '--out', 'also draw the figure here (.png, .pdf, .svg)')
 
 
@@ -586,19 +590,65 @@ def recorded_contrasts(
 
 # %% ../nbs/28_cli.ipynb #c5cb8daa
 def _gains(args):
-    from cotkd.gains import finding, format_table, gains_table
-    from cotkd.records import load_results
+    from cotkd.gains import finding
     if args.out:
-        from cotkd.figures import check_figure_path, plot_gains
+        from cotkd.figures import check_figure_path
         check_figure_path(args.out)
+    compare = _compare_samples if _are_samples(args) else _compare_runs
+    table, draw = compare(args)
+    for name in table.index.unique('contrast'):
+        print(finding(table, name))
+    if args.out:
+        draw()
+
+
+def _compare_runs(args):
+    from cotkd.gains import format_table, gains_table
+    from cotkd.records import load_results
     results = load_results(*args.runs, shots=args.shots)
     chosen = args.contrast or recorded_contrasts(args.runs, results)
     table = gains_table(results, chosen)
     print(format_table(results, table).T.to_string(), '', sep='\n')
-    for name in table.index.unique('contrast'):
-        print(finding(table, name))
-    if args.out:
+
+    def draw():
+        from cotkd.figures import plot_gains
         plot_gains(results, args.out, chosen)
+
+    return table, draw
+
+# %% ../nbs/28_cli.ipynb #74d9b628
+def _are_samples(args):
+    "Of lm-evaluation-harness; raises InputError for a mixture, or an option of the other kind"
+    from cotkd.harness import is_harness
+    found = [path for path in args.runs if is_harness(path)]
+    if found and len(found) < len(args.runs):
+        raise InputError(f'{found[0]} holds samples of lm-evaluation-harness, and others are runs '
+                         'of ours: compare one kind at a time')
+    if args.metric and not found:
+        raise InputError(f'--metric {args.metric}: that chooses among metrics of '
+                         'lm-evaluation-harness, and these are results of ours')
+    if args.shots is not None and found:
+        raise InputError(f'--shots {args.shots}: samples of lm-evaluation-harness do not say how '
+                         'many examples they had; give the directories that you mean')
+    return bool(found)
+
+
+def _compare_samples(args):
+    from cotkd.gains import results_contrasts
+    from cotkd.harness import (format_harness, harness_contrasts, harness_remarks,
+                               harness_results, harness_table, plot_samples)
+    results = harness_results(*args.runs, metric=args.metric)
+    chosen = results_contrasts(results, args.contrast or harness_contrasts(results))
+    table = harness_table(results, chosen)
+    print(format_harness(table).to_string(), '', sep='\n')
+    for line in results.attrs['left_out'] + [x for c in chosen for x in harness_remarks(results, c)]:
+        print(line)
+
+    def draw():
+        from cotkd.figures import save_figure
+        save_figure(plot_samples(table), args.out)
+
+    return table, draw
 
 # %% ../nbs/28_cli.ipynb #3cf960ce
 LAUNCHES = {
@@ -775,6 +825,12 @@ def make_tolerant(stream):
     if hasattr(stream, 'reconfigure'):
         stream.reconfigure(errors='cotkd.plain')
 
+
+def calm_bars():
+    "In a log file a progress bar moves twice a minute, in place of ten times a second"
+    if not sys.stderr.isatty():
+        os.environ.setdefault('TQDM_MININTERVAL', '30')  # seconds; read when tqdm is imported
+
 # %% ../nbs/28_cli.ipynb #2768aa53
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -834,6 +890,7 @@ def main(argv=None):
     "Entry point: exit code 2 and one line for a mistake in the input, 130 when stopped by hand"
     for stream in sys.stdout, sys.stderr:
         make_tolerant(stream)
+    calm_bars()
     argv = sys.argv[1:] if argv is None else argv
     top = parser()
     args, rest = top.parse_known_args(argv)

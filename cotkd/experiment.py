@@ -33,7 +33,7 @@ from .arms import cross_entropy_share, find_arm, named_contrasts, read_hypothese
 from .arms import reference_arms, with_rationales
 from .bbh import Benchmark, bbh_benchmark, toy_benchmark
 from .evaluate import Asking, Subject, check_asking, clear_parts, evaluate, unfinished
-from .files import QUARANTINE, InputError, check_claim, check_disk, claim, data_files
+from .files import QUARANTINE, InputError, check_claim, check_disk, claim
 from .files import digest, file_digest, launched, read_json, read_lines, taking_turns
 from .files import write_json
 from .names import EMBEDDED, model_identity, parse_name
@@ -636,13 +636,13 @@ def check(
 
 # %% ../nbs/26_experiment.ipynb #3a4f36a5
 def data_identity(source: str) -> str:  # as `Experiment.data`
-    "Digest of a file's or a directory's bytes; generated rows and the hub's go by their name"
-    path = Path(source)
-    if path.is_file():
-        return file_digest(path)
-    if path.is_dir():
-        return digest({p.name: file_digest(p) for p in data_files(path)})
-    return source
+    "Digest of the bytes of a file, a directory or a data set of the hub; 'toy' goes by its name"
+    from cotkd.data import find_files
+    if source == 'toy':
+        return source
+    if Path(source).is_file():
+        return file_digest(source)
+    return digest({path.name: file_digest(path) for path in find_files(source)})
 
 
 def find_identities(experiment: Experiment) -> dict:

@@ -237,7 +237,8 @@ def test_no_such_file(tmp_path):
     path = tmp_path/'no.jsonl'
     assert error(path) == (
         f'{path}: no such file; expected one of JSON lines, JSON, parquet, arrow, csv or tsv, a '
-        'directory of these, or "kaist-ai/CoT-Collection". Check the path.')
+        'directory of these, or an id of the hub such as "kaist-ai/CoT-Collection". Check the '
+        'path.')
 
 
 def test_empty_directory(tmp_path):
@@ -375,6 +376,61 @@ def test_unreachable_hub_says_what_to_do(monkeypatch):
         'kaist-ai/CoT-Collection: could not be fetched from the hub (OSError). Download '
         'data/CoT_collection_en.json from '
         'https://huggingface.co/datasets/kaist-ai/CoT-Collection elsewhere and pass its path.')
+
+
+@pytest.fixture
+def school(tmp_path, monkeypatch):
+    "A copy of a data set of the hub, with two configs and splits"
+    place = tmp_path/'school/math'
+    names = []
+    for config in 'main', 'hard':
+        (place/config).mkdir(parents=True)
+        names.append(f'- config_name: {config}\n  data_files:\n')
+        for split, n in ('train', 5), ('test', 3):
+            lines = [json.dumps(dict(question=f'{config} {split} {i}?', answer=f'So it is.\n#### {i}'))
+                     for i in range(n)]
+            (place/config/f'{split}.jsonl').write_text('\n'.join(lines))
+            names.append(f'  - {{split: {split}, path: {config}/{split}.jsonl}}\n')
+    (place/'README.md').write_text('---\nconfigs:\n' + ''.join(names) + '---\n')
+    monkeypatch.chdir(tmp_path)
+
+
+def test_config_and_split_of_the_hub(school):
+    assert load_cot('school/math:main@test')['source'] == [f'main test {i}?' for i in range(3)]
+    assert load_cot('school/math:hard', limit=4)['target'] == ['0', '1', '2', '3']
+    assert len(load_cot(['school/math:hard@train', 'school/math:main@test'])) == 8
+
+
+def test_the_hub_is_asked_for_config_and_split(tmp_path, monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        whole = datasets.Dataset.from_list([dict(question='q', answer='So.\n#### 7')])
+        whole.save_to_disk(tmp_path/'kept')
+        return datasets.load_from_disk(tmp_path/'kept')
+
+    monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
+    assert load_cot('school/math:main@test')['target'] == load_cot('a-b/c.d')['target'] == ['7']
+    assert asked == [('school/math', 'main', 'test'), ('a-b/c.d', None, 'train')]
+
+
+def test_a_data_set_of_the_hub_is_known_by_its_bytes(school):
+    from cotkd.experiment import data_identity
+    before = data_identity('school/math:main@test')
+    assert before == data_identity('school/math:main@test') != data_identity('school/math:main')
+    file = Path('school/math/main/test.jsonl')
+    file.write_text(file.read_text().replace('#### 0', '#### 9'))
+    assert data_identity('school/math:main@test') != before
+
+
+@pytest.mark.parametrize('source, message', [
+    ('school/math:other', "'other' not found. Available: ['main', 'hard']"),
+    ('school/math:main@dev', "Unknown split 'dev', it has train, test"),
+    ('school/none', "Couldn't reach 'school/none' on the Hub"),
+    ('school/math:main@train[:2]', 'no such file')])
+def test_what_the_hub_does_not_have(school, source, message):
+    assert message in error(source) and '\n' not in error(source)
 
 
 # The cache

@@ -247,6 +247,24 @@ def test_settings_of_transformers_reach_the_trainer(tokenizer, rows, tmp_path):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_curves_for_tensorboard(tokenizer, rows, tmp_path):
+    "Nats, the held-out rows, tokens a second and memory, each at every update"
+    reading = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    settings = dict(report_to='tensorboard', logging_steps=1, max_steps=3, eval_steps=1,
+                    save_steps=1)
+    distill(toy_student(), toy_teacher(), tokenizer, rows, tmp_path/'kd', dev=8,
+            config=KDConfig(batch_size=8, trainer=settings))
+    events = reading.EventAccumulator(str(next(tmp_path.rglob('events.out.tfevents*'))))
+    events.Reload()
+    for name in 'train/loss', 'train/tokens_per_second', 'train/memory_gb', 'eval/kl':
+        values = [event.value for event in events.Scalars(name)]
+        assert len(values) >= 3 and all(x > 0 for x in values), name
+    log = [json.loads(line) for line in (tmp_path/'kd/log.jsonl').read_text().splitlines()]
+    nats = [line['loss'] for line in log if 'loss' in line]
+    assert nats == pytest.approx([event.value for event in events.Scalars('train/loss')])
+    assert not any('memory_gb' in line for line in log)  # the same command, the same bytes
+
+
 def test_a_finished_trainer_leaves_nothing_in_memory(tokenizer, rows, tmp_path, monkeypatch):
     "The next student needs the memory at once"
     seen = []
