@@ -570,7 +570,7 @@ def _add_gains(parser):
                'exact_match,strict-match (default: of each task the first that is 0 or 1)')
     add_option(parser, '--out', 'also draw the figure here (.png, .pdf, .svg)')
 
-
+# %% ../nbs/28_cli.ipynb #627d5f10
 def recorded_contrasts(
     runs: list,  # run directories or result files
     results,  # of them
@@ -632,7 +632,7 @@ def _are_samples(args):
                          'many examples they had; give the directories that you mean')
     return bool(found)
 
-
+# %% ../nbs/28_cli.ipynb #87b90417
 def _compare_samples(args):
     from cotkd.gains import results_contrasts
     from cotkd.harness import (format_harness, harness_contrasts, harness_remarks,
@@ -641,7 +641,8 @@ def _compare_samples(args):
     chosen = results_contrasts(results, args.contrast or harness_contrasts(results))
     table = harness_table(results, chosen)
     print(format_harness(table).to_string(), '', sep='\n')
-    for line in results.attrs['left_out'] + [x for c in chosen for x in harness_remarks(results, c)]:
+    remarks = [line for c in chosen for line in harness_remarks(results, c)]
+    for line in results.attrs['left_out'] + remarks:
         print(line)
 
     def draw():

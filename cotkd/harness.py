@@ -139,7 +139,7 @@ def _collect(lines, name, metric):
         prompts[question] = line['prompt_hash']
     return Samples(name, scores, prompts)
 
-# %% ../nbs/21_harness.ipynb #98274947
+# %% ../nbs/21_harness.ipynb #647dc508
 HARNESS = 'lm-evaluation-harness'  # stands for a benchmark and a scorer: each task has its own
 
 
@@ -153,6 +153,12 @@ def _as_result(model, task, samples, numbers):
     return DEFAULTS | row | dict(prompts=[*samples.prompts.values()])
 
 
+def _no_metric(path, metric):
+    known = ', '.join(f'{name} ({"0 or 1" if fits else "other numbers"})'
+                      for name, fits in metrics_of(read_lines(path)).items())
+    return f'no metric {metric or "of 0 and 1"}, it has ' + (known or 'none at all')
+
+# %% ../nbs/21_harness.ipynb #9bc154ee
 def harness_results(
     *paths,  # directories
     metric: str = None,  # as for `choose_metric`
@@ -171,13 +177,6 @@ def harness_results(
     results = pd.DataFrame(rows)[[*FIELDS, 'prompts']]
     results.attrs['left_out'] = left_out
     return results
-
-
-def _no_metric(path, metric):
-    known = ', '.join(f'{name} ({"0 or 1" if fits else "other numbers"})'
-                      for name, fits in metrics_of(read_lines(path)).items())
-    return f'no metric {metric or "of 0 and 1"}, it has ' + (known or 'none at all')
-
 
 # %% ../nbs/21_harness.ipynb #be18b520
 def unpaired(
@@ -229,7 +228,7 @@ def format_harness(
               for name, task in table.index]
     return pd.DataFrame(texts, index=pd.MultiIndex.from_tuples(labels))
 
-# %% ../nbs/21_harness.ipynb #6b25b34b
+# %% ../nbs/21_harness.ipynb #838377d8
 def _points(ax, table):
     "A line for each row: gain, paired interval, and the unpaired one behind it"
     y = np.arange(len(table))
@@ -242,7 +241,7 @@ def _points(ax, table):
                       for task in table.index])
     ax.set_ylim(len(table) - .5, -.5)
 
-
+# %% ../nbs/21_harness.ipynb #b7ee88ba
 def plot_samples(
     table: pd.DataFrame,  # from `harness_table`
 ):  # the figure

@@ -286,6 +286,21 @@ def check_update(
                      f'norm of its gradient {norm.item():.3g}. The weights and the last checkpoint '
                      'are as they were before; try a smaller --lr, or another precision')
 
+# %% ../nbs/10_trainer.ipynb #50970e7a
+@patch
+def shares(
+    self: UpdateTrainer,
+    batches: list,  # micro-batches of this process
+) -> list:
+    "Of each micro-batch in the update, times the processes, since gradients are averaged"
+    weights = torch.stack([batch['weights'][:, 1:].sum() for batch in batches])
+    mine = torch.stack([weights.sum(), torch.full_like(weights[0], len(batches))])
+    everyone = self.accelerator.gather(mine[None])  # (processes, 2)
+    total = everyone[:, 0].sum().clamp(min=1e-30)
+    most = int(everyone[:, 1].max())
+    padding = [0.] * (most - len(batches))
+    return [*(weights / total * self.accelerator.num_processes), *padding]
+
 # %% ../nbs/10_trainer.ipynb #e087538a
 def memory_in_use() -> float:  # GB
     "The most that PyTorch took of the GPU; without one, what this process takes now"
@@ -304,21 +319,6 @@ def log(self: UpdateTrainer, logs, start_time=None):
         logs['memory_gb'] = round(memory_in_use(), 2)
     self.since, self.read = now, 0
     Trainer.log(self, logs, start_time)
-
-# %% ../nbs/10_trainer.ipynb #50970e7a
-@patch
-def shares(
-    self: UpdateTrainer,
-    batches: list,  # micro-batches of this process
-) -> list:
-    "Of each micro-batch in the update, times the processes, since gradients are averaged"
-    weights = torch.stack([batch['weights'][:, 1:].sum() for batch in batches])
-    mine = torch.stack([weights.sum(), torch.full_like(weights[0], len(batches))])
-    everyone = self.accelerator.gather(mine[None])  # (processes, 2)
-    total = everyone[:, 0].sum().clamp(min=1e-30)
-    most = int(everyone[:, 1].max())
-    padding = [0.] * (most - len(batches))
-    return [*(weights / total * self.accelerator.num_processes), *padding]
 
 # %% ../nbs/10_trainer.ipynb #90a071e9
 class StudentTrainer(UpdateTrainer):

@@ -387,7 +387,7 @@ def school(tmp_path, monkeypatch):
         (place/config).mkdir(parents=True)
         names.append(f'- config_name: {config}\n  data_files:\n')
         for split, n in ('train', 5), ('test', 3):
-            lines = [json.dumps(dict(question=f'{config} {split} {i}?', answer=f'So it is.\n#### {i}'))
+            lines = [json.dumps(dict(question=f'{config} {split} {i}?', answer=f'So.\n#### {i}'))
                      for i in range(n)]
             (place/config/f'{split}.jsonl').write_text('\n'.join(lines))
             names.append(f'  - {{split: {split}, path: {config}/{split}.jsonl}}\n')
