@@ -19,11 +19,9 @@ import difflib
 import logging
 import math
 import os
-import sys
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -871,7 +869,8 @@ def _train(run, member, teacher, reading, prepared):
     cost = distill(student, teacher, prepared.tokenizer, reading.rows, run.out/member.name,
                    mode=arm.mode, config=config, names=names,
                    vocab=prepared.vocab, dev=reading.held_out,
-                   keep_last='last' in variants_of(experiment))
+                   keep_last='last' in variants_of(experiment),
+                   about=dict(rationale=arm.rationale))
     return dict(cost, lr=config.lr)
 
 # %% ../nbs/26_experiment.ipynb #df346785
@@ -954,11 +953,6 @@ def draw(
     write_report(out, questions, chosen)
 
 # %% ../nbs/26_experiment.ipynb #43ec17ad
-def _versions():
-    packages = ('cotkd', 'torch', 'transformers', 'datasets', 'tokenizers')
-    return {name: version(name) for name in packages} | {'python': sys.version.split()[0]}
-
-
 def _not_the_papers(run, preset):
     "{setting: text} of what a preset of the paper does not have from it, or that was changed"
     if preset not in PRESETS or not preset.startswith('paper-'):
@@ -1011,12 +1005,13 @@ def _decide(run, hypotheses):
 def _begin(run, about, prepared, hypotheses):
     "Take the directory, and write down all that is needed to run it again"
     from cotkd.data import contamination
+    from cotkd.distill import package_versions
     belongs = run.belongs()
     old = claim(run.out, 'config.json', belongs, 'run') or {}
     questions = [item['input'] for items in run.benchmark.items.values() for item in items]
     found, _ = contamination(prepared.rows, questions)
     config = old | belongs | about | dict(
-        arms=run.experiment.arms, seeds=run.seeds, versions=_versions(), contamination=found,
+        arms=run.experiment.arms, seeds=run.seeds, versions=package_versions(), contamination=found,
         generated=run.experiment.data == 'toy', ours=_not_the_papers(run, about['preset']))
     config |= _decide(run, hypotheses)
     write_json(run.out/'config.json', config)

@@ -11,8 +11,6 @@ __all__ = ['MACRO', 'arm_label', 'asked_label', 'contrast_label', 'task_order', 
            'model_names', 'describe_setting', 'arm_interval', 'accuracy_table']
 
 # %% ../nbs/20_gains.ipynb #49a03460
-import re
-
 import numpy as np
 import pandas as pd
 
@@ -20,6 +18,7 @@ from .arms import ARMS, Asked, Contrast, Hypotheses, contrast, contrasts, find_a
 from .arms import order_arms, reference_arms
 from .bbh import find_benchmark
 from .files import InputError, visible
+from .names import last_part
 from .prompt import MODES
 from .records import (SIMULATED, contrast_setting, fewer_examples, item_scores, name_label,
                            pair_items, results_of, rows_of, same_student, setting, starts,
@@ -528,7 +527,7 @@ def describe_interval(row) -> str:
 def model_names(results) -> list:
     "The last part of each model's path, of any system"
     names = ['' if pd.isna(name) else name for name in results.model.unique()]
-    parts = [re.split(r'[/\\]', name.rstrip('/\\'))[-1] for name in names]
+    parts = map(last_part, names)
     return [name_label(part, 32) if part else '(no name)' for part in parts]
 
 # %% ../nbs/20_gains.ipynb #e1a9ed26

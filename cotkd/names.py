@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'ADAPTER_CONFIG', 'ModelName', 'parse_name', 'check_files', 'adapter_base', 'model_identity',
-           'trained_from', 'hub_answers', 'first_qwen', 'no_model']
+           'trained_from', 'hub_id', 'last_part', 'hub_answers', 'first_qwen', 'no_model']
 
 # %% ../nbs/06_names.ipynb #20bd6067
 import json
@@ -119,6 +119,19 @@ def trained_from(
     "Identity of the student that a model was trained from; None: it was not trained here"
     path = Path(parse_name(name).path)/'distill.json'
     return read_json(path).get('recipe', {}).get('start') if path.is_file() else None
+
+# %% ../nbs/06_names.ipynb #64181063
+def hub_id(
+    name: str,  # as for `parse_name`, of a model that could be loaded
+) -> str | None:
+    "Where it stands on the hub; None: it lies here, or comes with the package"
+    path = parse_name(name).path
+    return None if Path(path).is_dir() else path
+
+
+def last_part(path: str) -> str:
+    "What is left of a path, of any system, when its directories are gone"
+    return re.split(r'[/\\]', path.rstrip('/\\'))[-1]
 
 # %% ../nbs/06_names.ipynb #85e5baa1
 @cache

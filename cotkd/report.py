@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'PAPER', 'headline', 'escaped', 'tag', 'note', 'html_table', 'picture', 'arms_table', 'arm_averages',
            'answer_kinds', 'answer_table', 'save_answers', 'load_answers', 'error_table', 'plot_errors', 'length_bins',
-           'writers', 'plot_lengths', 'pick_examples', 'side_by_side', 'cost_table', 'limits', 'variants_table',
-           'paper_table', 'write_report']
+           'writers', 'plot_lengths', 'pick_examples', 'side_by_side', 'cost_table', 'describe_overlap', 'limits',
+           'variants_table', 'paper_table', 'write_report']
 
 # %% ../nbs/23_report.ipynb #5c1d007b
 import base64
@@ -437,7 +437,9 @@ def cost_table(
     return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../nbs/23_report.ipynb #6209066b
-def _overlap(config):
+def describe_overlap(
+    config: dict,  # of a run
+) -> str:
     "What the run's check for questions among its training rows found, in words"
     found = config['contamination']
     text = ('{overlapping:,} of {questions:,} questions share {n} words in a row with one of the '
@@ -533,7 +535,7 @@ def limits(
     found += _defects(results, table)
     found += _examples_left_out(results, table)
     found += _not_whole(results)
-    return found + ([_overlap(config)] if config.get('contamination') else [])
+    return found + ([describe_overlap(config)] if config.get('contamination') else [])
 
 # %% ../nbs/23_report.ipynb #114d0d71
 def _recipe(config):
