@@ -453,7 +453,7 @@ def _refuse(name, columns, counts):
                      f'Each needs text in {needed}; other columns are named with --columns.')
 
 # %% ../nbs/03_data.ipynb #02df9eca
-_RULES = 3  # part of the key: count up when `check_row` or the readers change
+_RULES = 4  # part of the key: count up when `check_row` or the readers change
 
 
 def _cache_key(paths, limit, shape, bare):

@@ -50,6 +50,9 @@ def _check_chosen(columns, chosen):
         if column not in columns:
             raise InputError(f'--columns {part}={column}: no row has that column; the columns are '
                              f'{", ".join(columns[:20])}')
+        if part != 'source' and column == chosen.get('source'):
+            raise InputError(f'--columns {part}={column}: the question is taken from that column; '
+                             'only rationale and answer can stand in one')
 
 # %% ../nbs/02_shapes.ipynb #c08b477d
 def find_shape(
@@ -66,6 +69,8 @@ def find_shape(
     taken = {source, *chosen.values()}
     target = chosen.get('target') or _first(NAMES['target'], columns, taken)
     rationale = chosen.get('rationale') or _first(NAMES['rationale'], columns, taken | {target})
+    if rationale == target:
+        rationale = ''  # both stand in one text, which is taken apart
     if not (source and target):
         lacking = 'question' if not source else 'answer'
         raise InputError(f'none of the columns {", ".join(columns[:20])} is known to hold the '

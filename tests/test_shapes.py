@@ -136,6 +136,16 @@ def test_the_last_word_counts():
     assert split_answer('This answer is long because\nit goes on\nand on.')[2] == ''
 
 
+def test_a_column_named_for_rationale_and_answer_is_taken_apart(tmp_path):
+    "As if it had been named for the answer alone"
+    row = dict(exercise=ASK, worked=f'{STEPS}\n#### 13')
+    path = write([row] * 2, tmp_path/'rows.jsonl')
+    columns = 'source=exercise,rationale=worked,target=worked'
+    found = load_cot(path, columns=columns)[0]
+    assert (found['rationale'], found['target']) == (STEPS, '13')
+    assert found == load_cot(path, columns='source=exercise,target=worked')[0]
+
+
 NEAR_MISSES = {
     'nothing is known': (dict(a=ASK, b='13'), {}, 'known to hold the question'),
     'no answer': (dict(question=ASK, steps=STEPS), {}, 'known to hold the answer'),
@@ -146,6 +156,8 @@ NEAR_MISSES = {
                         'expected one of source, rationale, target before the ='),
     'no pair': (dict(question=ASK, answer='13'), dict(columns='question'),
                 'expected pairs such as source=question'),
+    'an answer from the question': (dict(text=ASK), dict(columns='source=text,target=text'),
+                                    'the question is taken from that column'),
     'nobody answers': (dict(messages=[USER]), {}, 'source missing'),
     'a conversation that is none': (dict(messages=['Hello']), {}, 'of another shape'),
 }
