@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 
 from .files import InputError, check_disk, claim, digest, file_digest, launched, read_json
 from .files import write_json
-from .models import Head, arithmetic, body_of, check_head, count_parameters, limits_of, load_config
-from .models import load_lm, load_tokenizer, packs, read_head
+from .models import Head, arithmetic, body_of, check_head, count_parameters, limits_of
+from .models import load_config, load_lm, load_tokenizer, packs, read_head
 from .names import model_identity
 from .prompt import KDCollator, encode_rows, format_example, split_by_length
 
@@ -273,10 +273,11 @@ def _collate(model):
     return KDCollator(pack=model.device.type == 'cuda' and packs(model))
 
 # %% ../nbs/09_cache.ipynb #c41bf06c
-def _encode(teacher, rows, mode, chat, trust_remote_code, model_kwargs):
+def _encode(teacher, rows, mode, chat, trust_remote_code, read):
     "The tokenizer, and the rows as the teacher reads them; InputError for what it cannot read"
     tokenizer = load_tokenizer(teacher, trust_remote_code)
-    limits = limits_of([load_config(teacher, trust_remote_code, model_kwargs)], len(tokenizer))
+    config = load_config(teacher, trust_remote_code, read.get('model_kwargs'))
+    limits = limits_of([config], len(tokenizer))
     return tokenizer, encode_rows(rows, tokenizer, mode, chat, limits)
 
 # %% ../nbs/09_cache.ipynb #43093033
@@ -293,8 +294,7 @@ def write_cache(
     "Run the teacher once over the rows and keep its last hidden states; only what is missing"
     out, (i, n) = Path(out), _my_shard(shard)
     read = {name: how[name] for name in ('quantize', 'model_kwargs') if how.get(name)}
-    tokenizer, encoded = _encode(teacher, rows, mode, chat, trust_remote_code,
-                                 how.get('model_kwargs'))
+    tokenizer, encoded = _encode(teacher, rows, mode, chat, trust_remote_code, read)
     counts = [count_supervised(e) for e in encoded]
     model, _ = load_lm(teacher, trust_remote_code=trust_remote_code, **how)
     check_head(model)
@@ -360,15 +360,8 @@ def check(
     "Raise InputError, naming what differs, unless the cache was written for exactly this"
     differs = [part for part, value in expected.items() if self.fingerprint.get(part) != value]
     if differs:
+        bits = self.fingerprint.get('quantize', 'all bits')
+        note = f' (its teacher was read in {bits})' if 'quantize' in differs else ''
         raise InputError(f'the cache in {self.path} belongs to something else: '
-                         f'{", ".join(differs)} of it and of this distillation differ. Write a '
-                         f'cache for this one (cotkd cache){_read_alike(self, differs)}')
-
-
-def _read_alike(cache, differs):
-    "What to do where a teacher is read in other bits than its cache was"
-    bits = cache.fingerprint.get('quantize')
-    if 'quantize' not in differs:
-        return ''
-    how = f'with --quantize {bits}' if bits else 'in all bits'
-    return f', or read the teacher as it was read for it, {how}'
+                         f'{", ".join(differs)} of it and of this distillation differ{note}. Write '
+                         'a cache for this one (cotkd cache)')

@@ -129,7 +129,7 @@ def _loading(args):
     names = 'trust_remote_code', 'dtype', 'attn', 'quantize'
     return take_fields(Loading, args, names, model_kwargs=shlex.join(args.model_kwargs))
 
-
+# %% ../nbs/28_cli.ipynb #dab44ddf
 def _add_model(parser, text):
     "One that is not trained"
     add_option(parser, '--model', text, required=True)

@@ -117,7 +117,7 @@ def adapter_base(
                          'that its adapters were trained on')
     return f'{base}@{revision}' if revision and not Path(base).is_dir() else base
 
-
+# %% ../nbs/06_names.ipynb #4dc59680
 def model_identity(
     name: str,  # as for `parse_name`
     trust_remote_code: bool = False,  # for a hub model with code of its own

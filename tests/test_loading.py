@@ -101,7 +101,7 @@ def test_a_student_learns_from_a_teacher_in_8_bits(data, tmp_path, capsys):
         'toy-teacher', quantize='8bit') != model_identity('toy-teacher')
     refuses(capsys, teacher, 'holds another cache, which differs in teacher')
     cached = [*pair, '--cache', str(tmp_path/'cache')]
-    refuses(capsys, [*cached, '--out', tmp_path/'no'], 'with --quantize 8bit')
+    refuses(capsys, [*cached, '--out', tmp_path/'no'], 'was read in 8bit')
     assert main([*cached, *few, '--out', str(tmp_path/'cached')]) is None
     assert main([*pair, *few, '--out', str(tmp_path/'live')]) is None
     assert main([*pair, '--out', str(tmp_path/'full')]) is None
@@ -139,7 +139,7 @@ def test_what_bitsandbytes_is_asked_for(quantize, monkeypatch):
     "A GPU is missing here: we look at what `from_pretrained` would get"
     monkeypatch.setitem(models._LIBRARIES, 'bitsandbytes', lambda: True)
     seen = []
-    monkeypatch.setattr(models, '_load_whole', lambda name, how: seen.append(how) or models.Sizes)
+    monkeypatch.setattr(models, '_load', lambda name, how: seen.append(how) or models.Sizes)
     with pytest.raises(AttributeError):  # there is no model
         load_lm('toy-teacher', 'cuda:0', dtype='bfloat16', quantize=quantize)
     config = seen[0]['quantization_config']
@@ -204,7 +204,8 @@ def test_results_of_other_bits_are_no_mixture(data, tmp_path, capsys):
     assert main([*ask, 'student']) is None
     kept = [row for row in read_lines(Path(out)/'results.jsonl') if row['arm'] != 'kd']
     (Path(out)/'results.jsonl').write_text('\n'.join(map(json.dumps, kept)) + '\n')
-    assert main(['gains', out, '--contrast', 'student@direct:kd_cot@direct']) is None  # the teacher is apart
+    # the teacher is apart
+    assert main(['gains', out, '--contrast', 'student@direct:kd_cot@direct']) is None
 
 
 def test_a_run_belongs_to_its_bits():
