@@ -24,7 +24,8 @@ setup(
                             'results/harness/*/*/*']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'math': ['math-verify']},
+    extras_require={'dev': cfg['dev_requirements'].split(), 'math': ['math-verify'],
+                    'quantize': ['torchao', 'bitsandbytes']},  # on a CPU, on a GPU
     entry_points={'console_scripts': cfg['console_scripts'].split(),
                   'nbdev': ['cotkd=cotkd._modidx:d']},  # documentation links are looked up here
     zip_safe=False,

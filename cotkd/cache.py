@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 
 from .files import InputError, check_disk, claim, digest, file_digest, launched, read_json
 from .files import write_json
-from .models import Head, body_of, check_head, count_parameters, limits_of, load_config
-from .models import load_lm, load_tokenizer, packs, read_head
+from .models import Head, arithmetic, body_of, check_head, count_parameters, limits_of
+from .models import load_config, load_lm, load_tokenizer, packs, read_head
 from .names import model_identity
 from .prompt import KDCollator, encode_rows, format_example, split_by_length
 
@@ -73,9 +73,10 @@ def fingerprint(
     mode: str,  # as for `text_id`
     chat: bool = False,  # as for `text_id`
     trust_remote_code: bool = False,  # as for `load_lm`
+    **read,  # quantize, model_kwargs: as for `load_lm`, where they are given
 ) -> dict:  # part -> digest
     "What a cache belongs to, part by part"
-    return dict(teacher=model_identity(teacher, trust_remote_code),
+    return dict(teacher=model_identity(teacher, trust_remote_code, **read), **read,
                 **text_id(tokenizer, rows, mode, chat))
 
 # %% ../nbs/09_cache.ipynb #5a537e96
@@ -116,7 +117,7 @@ def _find(folder, stem):
 class About:
     "What a cache holds"
     fingerprint: dict  # what it belongs to
-    dtype: str  # of the hidden states
+    dtype: str  # of the hidden states, and how the teacher's weights are rounded
     hidden_size: int  # H
     scale: float  # of the teacher's head
     softcap: float  # of the teacher's head
@@ -264,7 +265,7 @@ def head_tensors(head: Head) -> dict:
 def _about(model, counts, fingerprint):
     head, width = read_head(model), model.config.get_text_config().hidden_size
     files = _file_rows(counts, width * head.weight.element_size())
-    return About(fingerprint, str(head.weight.dtype), width, head.scale, head.softcap,
+    return About(fingerprint, f'torch.{arithmetic(model)}', width, head.scale, head.softcap,
                  count_parameters(model).body, files)
 
 # %% ../nbs/09_cache.ipynb #841f91fc
@@ -272,10 +273,11 @@ def _collate(model):
     return KDCollator(pack=model.device.type == 'cuda' and packs(model))
 
 # %% ../nbs/09_cache.ipynb #c41bf06c
-def _encode(teacher, rows, mode, chat, trust_remote_code):
+def _encode(teacher, rows, mode, chat, trust_remote_code, read):
     "The tokenizer, and the rows as the teacher reads them; InputError for what it cannot read"
     tokenizer = load_tokenizer(teacher, trust_remote_code)
-    limits = limits_of([load_config(teacher, trust_remote_code)], len(tokenizer))
+    config = load_config(teacher, trust_remote_code, read.get('model_kwargs'))
+    limits = limits_of([config], len(tokenizer))
     return tokenizer, encode_rows(rows, tokenizer, mode, chat, limits)
 
 # %% ../nbs/09_cache.ipynb #43093033
@@ -287,15 +289,16 @@ def write_cache(
     shard: tuple = None,  # (i, n): every n-th file, from the i-th; None: this process's share
     chat: bool = False,  # as in `encode`
     trust_remote_code: bool = False,  # as for `load_lm`
-    **how,  # dtype, attn: as for `load_lm`
+    **how,  # dtype, attn, quantize, model_kwargs: as for `load_lm`
 ) -> Path:  # `out`
     "Run the teacher once over the rows and keep its last hidden states; only what is missing"
     out, (i, n) = Path(out), _my_shard(shard)
-    tokenizer, encoded = _encode(teacher, rows, mode, chat, trust_remote_code)
+    read = {name: how[name] for name in ('quantize', 'model_kwargs') if how.get(name)}
+    tokenizer, encoded = _encode(teacher, rows, mode, chat, trust_remote_code, read)
     counts = [count_supervised(e) for e in encoded]
     model, _ = load_lm(teacher, trust_remote_code=trust_remote_code, **how)
     check_head(model)
-    belongs = fingerprint(teacher, tokenizer, rows, mode, chat, trust_remote_code)
+    belongs = fingerprint(teacher, tokenizer, rows, mode, chat, trust_remote_code, **read)
     about = _about(model, counts, belongs)
     _claim(out, about)
     mine = {k: r for k, r in enumerate(about.files) if k % n == i - 1}
@@ -355,8 +358,10 @@ def check(
     expected: dict,  # from `fingerprint` or `text_id`
 ):
     "Raise InputError, naming what differs, unless the cache was written for exactly this"
-    differs = [part for part, value in expected.items() if self.fingerprint[part] != value]
+    differs = [part for part, value in expected.items() if self.fingerprint.get(part) != value]
     if differs:
+        bits = self.fingerprint.get('quantize', 'all bits')
+        note = f' (its teacher was read in {bits})' if 'quantize' in differs else ''
         raise InputError(f'the cache in {self.path} belongs to something else: '
-                         f'{", ".join(differs)} of it and of this distillation differ. Write a '
-                         'cache for this one (cotkd cache)')
+                         f'{", ".join(differs)} of it and of this distillation differ{note}. Write '
+                         'a cache for this one (cotkd cache)')

@@ -101,9 +101,11 @@ def read_choice(
         changed['arms'] = args.arms
     if args.trust_remote_code:
         changed['trust_remote_code'] = 'true'
-    for name in 'dtype', 'attn':
+    for name in 'dtype', 'attn', 'quantize':
         if getattr(args, name) is not None:
             changed[name] = getattr(args, name)
+    if args.model_kwargs:
+        changed['model_kwargs'] = shlex.join(args.model_kwargs)
     return Choice(words[0] if words else 'toy', changed)
 
 # %% ../nbs/28_cli.ipynb #f1e93f2e
@@ -115,13 +117,30 @@ def _add_remote(parser):
 def _add_loading(parser, **defaults):
     "How models are read"
     from cotkd.experiment import Loading
-    add_fields(parser, Loading, ('dtype', 'attn'), **defaults)
+    add_fields(parser, Loading, ('dtype', 'attn', 'quantize'), **defaults)
+    add_option(parser, '--model-kwargs', field_texts(Loading)['model_kwargs'], nargs='+',
+               action='extend', default=[], metavar='KEY=VALUE')
     _add_remote(parser)
 
 
 def _loading(args):
-    "Arguments of `load_lm`"
-    return dict(trust_remote_code=args.trust_remote_code, dtype=args.dtype, attn=args.attn or None)
+    "A `Loading`"
+    from cotkd.experiment import Loading
+    names = 'trust_remote_code', 'dtype', 'attn', 'quantize'
+    return take_fields(Loading, args, names, model_kwargs=shlex.join(args.model_kwargs))
+
+# %% ../nbs/28_cli.ipynb #dab44ddf
+def _add_model(parser, text):
+    "One that is not trained"
+    add_option(parser, '--model', text, required=True)
+    add_option(parser, '--revision', 'commit, tag or branch of a model on the hub: the same as '
+               '--model ID@REVISION')
+
+
+def _model(args):
+    "Its name, with the revision"
+    name, bracket, layers = args.model.partition('[')
+    return f'{name}@{args.revision}{bracket}{layers}' if args.revision else args.model
 
 
 def _add_columns(parser):
@@ -138,7 +157,7 @@ def _add_preset(parser):
     add_option(parser, '--set', 'change settings of the preset, such as rows=4000', nargs='+',
                action='extend', default=[], metavar='KEY=VALUE')
     add_option(parser, '--gpu', 'for a plan: H100, A100-80GB, … (default: the one here)')
-    _add_loading(parser, dtype=None, attn=None)  # None: that of the preset
+    _add_loading(parser, dtype=None, attn=None, quantize=None)  # None: that of the preset
     texts = field_texts(Experiment)
     lines = [f'  {field.name:22}{texts[field.name]} [{field.default}]'
              for field in fields(Experiment)]
@@ -279,18 +298,19 @@ def _add_cache(parser):
 
 def _cache(args):
     from cotkd.cache import write_cache
-    from cotkd.models import load_tokenizer
-    from cotkd.names import model_identity
-    shard = None
+    from cotkd.models import check_quantize, load_tokenizer
+    loading, shard = _loading(args), None
     if args.shard:
         i, slash, n = args.shard.partition('/')
         if not (i.isdigit() and slash and n.isdigit()):
             raise InputError(f'--shard {args.shard!r}: expected i/n, such as 1/4')
         shard = (int(i), int(n))
-    model_identity(args.teacher, args.trust_remote_code)  # is there such a model?
+    loading.identity(args.teacher)  # is there such a model?
+    check_quantize(args.quantize, name=args.teacher)
     rows = _rows(args, load_tokenizer(args.teacher, args.trust_remote_code))[0]
     mode = RATIONALES[_kind(args)].mode
-    write_cache(args.teacher, rows, args.out, mode, shard, args.chat, **_loading(args))
+    write_cache(args.teacher, rows, args.out, mode, shard, args.chat, **loading.loading,
+                **loading.read)
 
 # %% ../nbs/28_cli.ipynb #a1a53cec
 _WRITING = ('samples', 'temperature', 'shots', 'max_new_tokens', 'keep', 'chat', 'seed',
@@ -299,7 +319,7 @@ _WRITING = ('samples', 'temperature', 'shots', 'max_new_tokens', 'keep', 'chat',
 
 def _add_write(parser):
     from cotkd.write import Writing
-    add_option(parser, '--model', 'who writes: hub id, directory, or toy-teacher', required=True)
+    _add_model(parser, 'who writes: hub id, directory, or toy-teacher')
     _add_data(parser)
     add_option(parser, '--out', 'file to be, such as written.jsonl', required=True)
     add_fields(parser, Writing, _WRITING)
@@ -309,14 +329,13 @@ def _add_write(parser):
 def _write(args):
     from cotkd.data import load_cot
     from cotkd.models import load_lm
-    from cotkd.names import model_identity
     from cotkd.write import Writing, find_written, write_rationales
-    writing = take_fields(Writing, args, _WRITING)
-    writer = model_identity(args.model, args.trust_remote_code)
+    writing, loading = take_fields(Writing, args, _WRITING), _loading(args)
+    writer = loading.identity(_model(args))
     rows = load_cot(args.data, args.limit, args.out + QUARANTINE, args.columns, bare=True)
     counts = find_written(rows, args.out, writer, writing)
     if counts is None:
-        model, tokenizer = load_lm(args.model, **_loading(args))
+        model, tokenizer = load_lm(_model(args), **loading.loading, **loading.read)
         counts = write_rationales(model, tokenizer, rows, args.out, writer, writing)
     print('{out}: {written:,} rationales of {rows_kept:,} of {rows:,} rows; of {texts:,} texts '
           '{kept:,} right, {wrong:,} wrong, {none:,} without rationale or answer, {cut:,} cut at '
@@ -347,10 +366,11 @@ def _find_teacher(args, teacher_id):
     "The model, or its cache"
     from cotkd.cache import TeacherCache
     from cotkd.models import load_lm
+    loading = _loading(args)
     if not args.cache:
-        return load_lm(args.teacher, **_loading(args))[0]
+        return load_lm(args.teacher, **loading.loading, **loading.read)[0]
     cache = TeacherCache(args.cache)
-    cache.check(dict(teacher=teacher_id))
+    cache.check(dict(teacher=teacher_id, quantize=args.quantize or None))
     return cache
 
 # %% ../nbs/28_cli.ipynb #4df58a69
@@ -362,6 +382,9 @@ def _config(args):
     if share < 1 and not args.teacher:
         raise InputError(f'--loss {args.loss} compares with a teacher, and none was given: name '
                          'one with --teacher, or take --loss sft')
+    if share == 1 and (args.quantize or args.model_kwargs):
+        raise InputError('--quantize and --model-kwargs say how a teacher is read, and --loss sft '
+                         'has none: leave them out; if memory is short, train a LoRA (--lora-rank)')
     if share == 1 and args.cache:
         raise InputError('--cache holds what a teacher says, which --loss sft has no use for: '
                          'leave one of them out')
@@ -382,34 +405,38 @@ def _pair(args):
     names = [args.student] + [args.teacher] * bool(args.teacher)
     tokenizers = [load_tokenizer(name, args.trust_remote_code) for name in names]
     vocab = align_vocab(tokenizers[-1], tokenizers[0])
-    configs = [load_config(name, args.trust_remote_code) for name in names]
+    kwargs = [None, _loading(args).read.get('model_kwargs')]  # the student is trained as it is
+    configs = [load_config(name, args.trust_remote_code, x) for name, x in zip(names, kwargs)]
     return tokenizers[-1], limits_of(configs, vocab)
 
 
 def _identities(args):
     "What is trained on what, for the recipe"
     from cotkd.names import model_identity
-    remote = args.trust_remote_code
+    remote, loading = args.trust_remote_code, _loading(args)
     names = dict(student=args.student, data=args.data, start=model_identity(args.student, remote))
     if args.loss != 'sft':
-        names |= dict(teacher=args.teacher, teacher_id=model_identity(args.teacher, remote))
+        names |= dict(teacher=args.teacher, teacher_id=loading.identity(args.teacher))
+        names |= loading.read
     return names | (dict(trust_remote_code=True) if remote else {})
 
 # %% ../nbs/28_cli.ipynb #a9396031
 def _distill(args):
     from cotkd.distill import check_trainer_settings, distill
     from cotkd.experiment import check_rows
-    from cotkd.models import load_lm
+    from cotkd.models import check_quantize, load_lm
     from cotkd.prompt import check_end
     config = _config(args)
     check_trainer_settings(args.trainer)
     names = _identities(args)
+    if not args.cache:
+        check_quantize(args.quantize, name=args.teacher)
     tokenizer, limits = _pair(args)
     check_end(tokenizer, args.teacher or args.student)
     rows, dev = _rows(args, tokenizer)
     check_rows(rows, tokenizer, limits, args.chat)
     teacher = _find_teacher(args, names['teacher_id']) if 'teacher_id' in names else None
-    student = load_lm(args.student, **_loading(args))[0]
+    student = load_lm(args.student, **_loading(args).loading)[0]
     cost = distill(student, teacher, tokenizer, rows, args.out, mode=RATIONALES[_kind(args)].mode,
                    config=config, names=names, resume=args.resume, vocab=limits.tokens, dev=dev,
                    about=dict(command=args.command, rationale=_kind(args)))
@@ -484,7 +511,7 @@ _ASKING = ('mode', 'scorer', 'chat', 'limit', 'context', 'skip_long', 'batch_siz
 
 def _add_eval(parser):
     from cotkd.evaluate import Asking
-    add_option(parser, '--model', 'hub id, directory, or an embedded model', required=True)
+    _add_model(parser, 'hub id, directory, or an embedded model')
     _add_benchmark(parser)
     add_option(parser, '--out', 'run directory', required=True)
     add_option(parser, '--arm', 'whose result it is: a name of the table of arms, or any other',
@@ -526,7 +553,7 @@ def _lent_tokenizer(args):
     from cotkd.models import align_vocab, load_tokenizer
     remote = args.trust_remote_code
     lent = load_tokenizer(args.tokenizer, remote)
-    align_vocab(lent, load_tokenizer(args.model, remote))
+    align_vocab(lent, load_tokenizer(_model(args), remote))
     return lent
 
 # %% ../nbs/28_cli.ipynb #6cdc2f35
@@ -542,16 +569,16 @@ def _benchmark(args, asking):
 # %% ../nbs/28_cli.ipynb #2efef4d5
 def _eval(args):
     from cotkd.evaluate import Asking, Subject, check_asking, evaluate
-    from cotkd.names import model_identity, trained_from
+    from cotkd.names import trained_from
     asking = take_fields(Asking, args, _ASKING, temperature=args.sampling_temperature)
     benchmark, asking = _benchmark(args, asking)
-    weights = model_identity(args.model, args.trust_remote_code)
-    subject = Subject(args.arm, args.model, weights, trained_from(args.model), args.seed)
+    name, loading = _model(args), _loading(args)
+    subject = Subject(args.arm, name, loading.identity(name), trained_from(name), args.seed)
     check_asking(benchmark, asking)
     check_mixture(args.out, benchmark, subject, asking)
     from cotkd.models import load_lm  # not above: what can be said without it was said by now
     lent = _lent_tokenizer(args)
-    model, tokenizer = load_lm(args.model, **_loading(args))
+    model, tokenizer = load_lm(name, **loading.loading, **loading.read)
     if subject.start and args.arm == 'student' and _is_first():
         _say(f'{args.model} was trained here; its results go under the arm of the base student, '
              'unless --arm names another')

@@ -29,8 +29,8 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from .cache import TeacherCache, count_supervised, text_id
 from .files import InputError, check_claim, check_disk, claim, launched, without_leftovers
 from .files import write_json, write_lines
-from .models import PRECISIONS, alone, choose_precision, count_parameters, limits_of
-from .models import processes, read_head, state_identity
+from .models import PRECISIONS, alone, check_trainable, choose_precision
+from .models import count_parameters, limits_of, processes, read_head, state_identity
 from .names import hub_id
 from .prompt import Limits, check_end, encode_rows
 from .trainer import KDConfig, KDTrainer, check_rows, merged_weights, with_adapters
@@ -516,6 +516,7 @@ def distill(
     about: dict = {},  # what else distill.json says: command, rationale; it decides nothing
 ) -> dict:  # cost: updates, examples, tokens, supervised_tokens, flops, seconds; kept, …
     "Train a student and save it; a killed call goes on, a finished one returns at once"
+    check_trainable(student)
     vocab = vocab or _vocab(student, teacher, tokenizer)
     job = Job(student, teacher, tokenizer, rows, mode, config, dev, vocab, keep_last, about)
     return _carry_out(job, Path(out), names or {}, resume, callbacks)

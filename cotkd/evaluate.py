@@ -264,6 +264,7 @@ def make_job(
     rows: list = None,  # of the task; None: `sample_rows`
 ) -> Job:
     "What is asked of this model; raises InputError for prompts that do not fit"
+    from cotkd.models import arithmetic
     items, context = benchmark.items[task], _context(model, asking)
     rows = sample_rows(task, len(items), asking.limit) if rows is None else sorted(rows)
     prompts, lengths, examples = _choose_prompts(model, tokenizer, benchmark, task, asking, rows)
@@ -275,7 +276,7 @@ def make_job(
     row = expected_row(benchmark, task, subject, asking) | dict(
         index=None if list(prompts) == list(range(len(items))) else list(prompts),
         skipped=len(rows) - len(prompts), examples=None if examples == asking.shots else examples,
-        dtype=str(model.dtype).removeprefix('torch.'),
+        dtype=arithmetic(model),
         recipe=digest(prompts, targets, stop, room, *cuts))
     return Job(row, prompts, lengths, targets, stop, room, context, scorer)
 

@@ -34,7 +34,7 @@ from .evaluate import Asking, Subject, check_asking, clear_parts, evaluate, unfi
 from .files import QUARANTINE, InputError, check_claim, check_disk, claim
 from .files import digest, file_digest, launched, read_json, read_lines, taking_turns
 from .files import write_json
-from .names import EMBEDDED, model_identity, parse_name
+from .names import BITS, EMBEDDED, model_identity, parse_kwargs, parse_name
 from .prompt import MODES, chat_end, check_end, encode, encode_rows, ends_early
 from .records import VARIANTS, load_results, read_results, result_key, results_path
 from .records import sort_results, write_results
@@ -48,12 +48,23 @@ class Loading:
     trust_remote_code: bool = False  # run models' own code from the hub
     dtype: str = 'auto'  # float32, bfloat16 or float16; auto: what is fast for a model here
     attn: str = ''  # sdpa, eager, flash_attention_2, …; '': what transformers chooses
+    quantize: str = ''  # 8bit or 4bit: read a model that is not trained in fewer bits, to save room
+    model_kwargs: str = ''  # key=value …: handed to `from_pretrained` for a model not trained here
     kv_memory: float = 0.  # GB for keys and values of answers; 0: most of what a GPU has left, or 2
 
     @property
     def loading(self) -> dict:  # arguments of `load_lm`
         return dict(trust_remote_code=self.trust_remote_code, dtype=self.dtype,
                     attn=self.attn or None)
+
+    @property
+    def read(self) -> dict:  # further ones, for a teacher or a model that answers; those given
+        given = dict(quantize=self.quantize, model_kwargs=parse_kwargs(self.model_kwargs))
+        return {name: x for name, x in given.items() if x}
+
+    def identity(self, name: str) -> str:
+        "Of a model that is read so"
+        return model_identity(name, self.trust_remote_code, **self.read)
 
 # %% ../nbs/26_experiment.ipynb #ef01c1ff
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +222,9 @@ def check_settings(experiment: Experiment):
             raise InputError(f'setting {name}={value}: expected more than 0')
         if name in ('lora_rank', 'limit') and value < 0:
             raise InputError(f'setting {name}={value}: expected 0 or more')
+    if experiment.quantize not in ('', *BITS):
+        raise InputError(f'setting quantize={experiment.quantize!r}: expected {" or ".join(BITS)}')
+    parse_kwargs(experiment.model_kwargs)
     if not 0 <= experiment.dev < 1:
         raise InputError(f'setting dev={experiment.dev}: expected a share from 0 to below 1')
     for arm in choose_arms(experiment.arms):
@@ -459,9 +473,11 @@ def check_pair(
     experiment: Experiment,
 ) -> tuple:  # tokenizer, `Limits` of both models
     "Teacher and student exist and speak one vocabulary; InputError otherwise; loads no model"
-    from cotkd.models import align_vocab, check_attention, limits_of, load_config, load_tokenizer
-    remote = experiment.trust_remote_code
+    from cotkd.models import (align_vocab, check_attention, check_quantize, limits_of, load_config,
+                              load_tokenizer)
+    remote, kwargs = experiment.trust_remote_code, experiment.read.get('model_kwargs')
     names = experiment.teacher, experiment.student
+    check_quantize(experiment.quantize, name=experiment.teacher)
     tokenizers = [load_tokenizer(name, remote) for name in names]
     vocab = align_vocab(*tokenizers)
     check_end(tokenizers[0], experiment.teacher)
@@ -470,7 +486,8 @@ def check_pair(
             check_attention(name, experiment.attn, remote)
     if experiment.chat:
         chat_end(tokenizers[0])
-    return tokenizers[0], limits_of([load_config(name, remote) for name in names], vocab)
+    configs = load_config(names[0], remote, kwargs), load_config(names[1], remote)
+    return tokenizers[0], limits_of(configs, vocab)
 
 # %% ../nbs/26_experiment.ipynb #f06ece7a
 TEMPLATE_BYTES = 100  # of the words around a row, at most
@@ -646,14 +663,15 @@ def data_identity(source: str) -> str:  # as `Experiment.data`
 def find_identities(experiment: Experiment) -> dict:
     "Of teacher, student and data; InputError where there is no such model"
     remote = experiment.trust_remote_code
-    return dict(teacher=model_identity(experiment.teacher, remote),
+    return dict(teacher=experiment.identity(experiment.teacher),
                 student=model_identity(experiment.student, remote),
                 data=data_identity(experiment.data))
 
 # %% ../nbs/26_experiment.ipynb #86ba2728
 # settings that came later, and how it was before
-LATER = dict(chat=False, contrasts='', dtype='auto', attn='', also='', divergence='forward_kl',
-             t_squared=False, rationale_weight=1., answer_weight=1., lrs='', columns='')
+LATER = dict(chat=False, contrasts='', dtype='auto', attn='', quantize='', model_kwargs='',
+             also='', divergence='forward_kl', t_squared=False, rationale_weight=1.,
+             answer_weight=1., lrs='', columns='')
 
 
 def _recorded(experiment):
@@ -767,7 +785,7 @@ def _write_first(run, prepared) -> Prepared:
                   kv_memory=experiment.kv_memory)
     where = rows, run.out/'written.jsonl', run.identities['teacher'], how
     if find_written(*where) is None:
-        model, _ = load_lm(experiment.teacher, **experiment.loading)
+        model, _ = load_lm(experiment.teacher, **experiment.loading, **experiment.read)
         write_rationales(model, prepared.tokenizer, *where)
     written = {row['source']: row['rationale'] for row in read_lines(run.out/'written.jsonl')}
     first = len(rows) - prepared.held_out
@@ -847,10 +865,10 @@ def _load_teacher(run, arm, rows):
     if not arm.needs_teacher:
         return None
     if not is_cached(experiment, arm, run.seeds):
-        return load_lm(experiment.teacher, **experiment.loading)[0]
+        return load_lm(experiment.teacher, **experiment.loading, **experiment.read)[0]
     where = run.out/'cache'/cache_name(arm)
     write_cache(experiment.teacher, rows, where, arm.mode, chat=experiment.chat,
-                **experiment.loading)
+                **experiment.loading, **experiment.read)
     processes().wait_for_everyone()  # each process wrote its share
     return TeacherCache(where)
 
@@ -865,7 +883,8 @@ def _train(run, member, teacher, reading, prepared):
     names = dict(student=experiment.student, data=experiment.data,
                  start=run.identities['student'])
     if arm.needs_teacher:
-        names |= dict(teacher=experiment.teacher, teacher_id=run.identities['teacher'])
+        names |= dict(teacher=experiment.teacher, teacher_id=run.identities['teacher'],
+                      **experiment.read)
     cost = distill(student, teacher, prepared.tokenizer, reading.rows, run.out/member.name,
                    mode=arm.mode, config=config, names=names,
                    vocab=prepared.vocab, dev=reading.held_out,
@@ -915,7 +934,8 @@ def _ask(run, member, prepared):
         place = place_of(member, run.out, todo.variant)
         if place != loaded:
             model = None  # before the next one needs its memory
-            model, tokenizer = load_lm(place, **experiment.loading)
+            read = experiment.read if member.arm.name == 'teacher' else {}
+            model, tokenizer = load_lm(place, **experiment.loading, **read)
             loaded = place
         if experiment.chat:
             tokenizer = prepared.tokenizer  # a base student has no template of its own

@@ -311,9 +311,10 @@ def packed_linear(
 
 def _can_pack(weight):
     there = hasattr(torch.ops.mkldnn, '_linear_pointwise')  # not in every build of torch
+    plain = type(weight) is torch.nn.Parameter  # not of few bits
     wide = torch.backends.cpu.get_cpu_capability() == 'AVX512'  # measured: otherwise slower
     fast = {torch.float32: wide, torch.bfloat16: computes_bfloat16()}
-    return there and weight.device.type == 'cpu' and fast.get(weight.dtype, False)
+    return there and plain and weight.device.type == 'cpu' and fast.get(weight.dtype, False)
 
 
 def _multiply(weight, bias, x):

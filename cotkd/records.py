@@ -47,7 +47,7 @@ FIELDS = {
     'start': 'identity of the student it was trained from; null: it was not trained here',
     'benchmark': 'name',
     'temperature': 'of the sampling; 0: greedy',
-    'dtype': 'arithmetic of the model',
+    'dtype': 'arithmetic of the model, and how its weights are rounded where they are',
     'chat': 'asked through the chat template',
     'recipe': 'digest of what else decides an answer: prompts, targets, stops, room',
 }
@@ -296,10 +296,13 @@ def setting(
     if results.empty:
         raise InputError('no results are left to compare: check which arms, prompts and tasks were '
                          'chosen')
+    students = results[results.arm != 'teacher']  # which may be read in fewer bits than they are
     for key in SETTING:
-        if results[key].nunique() > 1:
-            raise _mixture(key, sorted(results[key].unique()))
-    return results.iloc[0][[*SETTING]].to_dict()
+        compared = students if key == 'dtype' else results
+        if compared[key].nunique() > 1:
+            raise _mixture(key, sorted(compared[key].unique()))
+    first = results if students.empty else students
+    return first.iloc[0][[*SETTING]].to_dict()
 
 
 def _mixture(key, values):
