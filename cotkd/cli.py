@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['LAUNCHES', 'COMMANDS', 'PLAIN', 'add_option', 'field_texts', 'add_fields', 'take_fields', 'Choice', 'read_choice',
            'print_scores', 'check_mixture', 'recorded_contrasts', 'cluster_config', 'Command', 'CommandParser',
-           'parser', 'trainer_settings', 'stand_in', 'make_tolerant', 'calm_bars', 'main']
+           'parser', 'trainer_settings', 'stand_in', 'make_tolerant', 'calm_bars', 'quiet_libraries', 'main']
 
 # %% ../nbs/28_cli.ipynb #3597e67d
 import argparse
 import codecs
 import errno
+import logging
 import os
 import shlex
 import sys
@@ -893,6 +894,15 @@ def calm_bars():
     if not sys.stderr.isatty():
         os.environ.setdefault('TQDM_MININTERVAL', '30')  # seconds; read when tqdm is imported
 
+
+_TALKATIVE = ('torchao', 'torch.utils._pytree')  # list kernels of other GPUs, in each command
+
+
+def quiet_libraries():
+    "Where torchao is installed, transformers imports it whether it is needed or not"
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
 # %% ../nbs/28_cli.ipynb #2768aa53
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -953,6 +963,7 @@ def main(argv=None):
     for stream in sys.stdout, sys.stderr:
         make_tolerant(stream)
     calm_bars()
+    quiet_libraries()
     argv = sys.argv[1:] if argv is None else argv
     top = parser()
     args, rest = top.parse_known_args(argv)
