@@ -675,8 +675,10 @@ def _compare_samples(args):
         print(line)
 
     def draw():
+        import matplotlib.pyplot as plt
         from cotkd.figures import save_figure
         save_figure(plot_samples(table), args.out)
+        plt.close()
 
     return table, draw
 
@@ -702,7 +704,7 @@ def _card(args):
     if args.push_to_hub:
         check_repository(args.push_to_hub)
     student = read_student(args.student)
-    out = Path(args.out or student.place/'README.md')
+    out = Path(args.out or Path(args.student)/'README.md')
     if args.push_to_hub and out.is_file() and not args.overwrite and not is_ours(out):
         print(f'{out} was changed by hand and stays as it is')
     else:

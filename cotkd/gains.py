@@ -492,13 +492,17 @@ def finding(
     return f'No clear effect of {subject.lower()}: {format_signed(m.delta)} points {ci}{prompt}'
 
 # %% ../nbs/20_gains.ipynb #a49ff2ba
+_NAMED = ('letter', 'number', 'exact', 'math')  # scorers whose name says how they compare
+
+
 def describe_asking(results) -> str:
     "BIG-Bench-Hard, 27 tasks, 3-shot, official exact-match scorer"
     how, tasks = setting(results), results.task.nunique()
     text = 'No model was run: SIMULATED numbers. ' if is_simulated(results) else ''
     benchmark = name_label(find_benchmark(how['benchmark']).label)
+    kind = '' if how['scorer'] in _NAMED else 'exact-match '
     text += f"{benchmark}, {tasks} task{'s' * (tasks != 1)}, "
-    text += f"{how['shots']}-shot{_fewer(results)}, {name_label(how['scorer'])} exact-match scorer"
+    text += f"{how['shots']}-shot{_fewer(results)}, {name_label(how['scorer'])} {kind}scorer"
     if how['temperature']:
         text += f", sampled at temperature {how['temperature']:g}"
     return text + (', through the chat template' if how['chat'] else '')

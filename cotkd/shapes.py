@@ -41,7 +41,7 @@ def _first(names, columns, taken=()):
     there = {column.lower(): column for column in columns if column not in taken}
     return next((there[name.lower()] for name in names if name.lower() in there), '')
 
-
+# %% ../nbs/02_shapes.ipynb #ba216734
 def _check_chosen(columns, chosen):
     for part, column in chosen.items():
         if part not in PARTS:
