@@ -296,7 +296,7 @@ def _add_cache(parser):
     add_option(parser, '--shard', 'write only the i-th share of n, so that n processes can work at '
                'once; not needed under torchrun', metavar='i/n')
 
-
+# %% ../nbs/28_cli.ipynb #183d9f22
 def _cache(args):
     from cotkd.cache import write_cache
     from cotkd.models import check_quantize, load_tokenizer
