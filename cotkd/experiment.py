@@ -652,11 +652,11 @@ def check(
 # %% ../nbs/26_experiment.ipynb #3a4f36a5
 def data_identity(source: str) -> str:  # as `Experiment.data`
     "Digest of the bytes of a file, a directory or a data set of the hub; 'toy' goes by its name"
-    from cotkd.data import find_files
     if source == 'toy':
         return source
     if Path(source).is_file():
         return file_digest(source)
+    from cotkd.data import find_files  # slow to import, and the others do without it
     return digest({path.name: file_digest(path) for path in find_files(source)})
 
 
