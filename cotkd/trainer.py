@@ -233,7 +233,7 @@ class UpdateTrainer(Trainer):
         args.remove_unused_columns = False
         args.dataloader_drop_last = True  # it would be filled up, if there are several processes
         self.config = config
-        self.since, self.read = time.time(), 0  # the last log, and tokens since then
+        self.read = 0  # tokens since the last log
         self.collate = KDCollator(0, config.rationale_weight, config.answer_weight, pack=pack)
         super().__init__(model, args, train_dataset=rows, data_collator=self.micro_batches,
                          **kwargs)
@@ -259,6 +259,8 @@ def training_step(self: UpdateTrainer, model, inputs, num_items_in_batch=None):
     batches = self._prepare_inputs(inputs)['batches']
     shares = self.shares(batches)
     loss = 0.
+    if not self.read:
+        self.started = time.time()  # the clock runs for updates, not for what is between
     self.read += sum(batch['input_ids'].numel() for batch in batches)
     for i, share in enumerate(shares):
         last = i == len(shares) - 1
@@ -312,12 +314,11 @@ def memory_in_use() -> float:  # GB
 @patch
 def log(self: UpdateTrainer, logs, start_time=None):
     "As `Trainer` does, with tokens a second of all processes, and the memory of this one"
-    now = time.time()
-    if 'loss' in logs:
+    if 'loss' in logs and self.read:
         tokens = self.read * self.args.world_size
-        logs['tokens_per_second'] = round(tokens / (now - self.since))
+        logs['tokens_per_second'] = round(tokens / (time.time() - self.started))
         logs['memory_gb'] = round(memory_in_use(), 2)
-    self.since, self.read = now, 0
+    self.read = 0
     Trainer.log(self, logs, start_time)
 
 # %% ../nbs/10_trainer.ipynb #90a071e9

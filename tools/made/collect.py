@@ -14,17 +14,15 @@ where they were made. Models and data that lay somewhere are named with --set.
 """
 import argparse
 import lzma
-from dataclasses import fields
 from pathlib import Path, PurePath
 
-from cotkd.experiment import Experiment
+from cotkd.experiment import LATER
 from cotkd.files import read_json, read_lines, write_json, write_lines
 from cotkd.records import prediction_path, read_results, write_results
 
 RESULTS = Path(__file__).resolve().parents[2]/'cotkd/results'
 WRITTEN = Path(__file__).parent
 PLACES = ('teacher', 'student', 'data')  # settings that may be paths
-DEFAULTS = {field.name: field.default for field in fields(Experiment)}  # a setting may be new
 
 
 def keep_results(rows, name):
@@ -41,7 +39,7 @@ def kept_before(config, name):
     path = RESULTS/f'{name}.json'
     old = read_json(path) if path.exists() else {}
     same = old.get('identities') == config['identities']
-    if not same or DEFAULTS | old['settings'] != DEFAULTS | config['settings']:
+    if not same or LATER | old['settings'] != LATER | config['settings']:
         return {}
     return {key: old.get(key, {}) for key in ('costs', 'logs')}
 
