@@ -181,7 +181,7 @@ def model_pair(
     config = find_config(experiment.student, remote)
     if not experiment.lora_rank:
         return teacher, skeleton(config, torch.float32).train()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.device('meta'):  # the adapters, too, have no weights
         warnings.simplefilter('ignore', FutureWarning)  # peft asks transformers by an old name
         return teacher, with_adapters(skeleton(config, low), experiment.lora_rank).train()
 

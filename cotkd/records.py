@@ -351,7 +351,8 @@ def item_scores(
 ) -> pd.DataFrame:  # task, seed, index, score
     "Verdicts, one row per question and seed"
     rows = []
-    for row in results_of(results, asked).to_dict('records'):
+    needed = results_of(results, asked)[['task', 'seed', 'n', 'index', 'items']]
+    for row in needed.to_dict('records'):
         rows += [(row['task'], row['seed'], i, int(x)) for i, x in zip(rows_of(row), row['items'])]
     found = pd.DataFrame(rows, columns=['task', 'seed', 'index', 'score'])
     return found.astype(dict(seed=int, index=int, score=int))  # also where there is none

@@ -4,10 +4,11 @@
     python tools/made/why_real.py write --model DIR       # Qwen2.5-Coder-1.5B-Instruct
 
 COTKD_DATA names the directory of rationales. `train`: SmolLM2 teaches 20 of its own 30 layers
-rows of cot_train.jsonl, arm by arm, and all are asked 300 rows of cot_dev.jsonl without examples;
-an answer is right if it is the target, word for word. `write`: a model writes rationales for rows
-of cot_mini.jsonl, and we count what became of them. Stopped, the same command continues. Writes
-cotkd/results/why_real.jsonl and .json, and why_written.json.
+rows of cot_train.jsonl of at most 128 tokens (three quarters of them), arm by arm, and all are
+asked 300 rows of cot_dev.jsonl without examples; an answer is right if it is the target, word for
+word. `write`: a model writes rationales for rows of cot_mini.jsonl, and we count what became of
+them. Stopped, the same command continues. Writes cotkd/results/why_real.jsonl and .json, and
+why_written.json.
 """
 import argparse
 import os
@@ -26,8 +27,9 @@ from tune import held_out_rows
 
 ARMS = 'kd_cot,sft_cot,kd_shuffled,kd_matched'
 CONTRASTS = 'sft_cot:kd_cot,kd_shuffled:kd_cot,kd_matched:kd_cot'
-SETTINGS = dict(arms=ARMS, contrasts=CONTRASTS, rows='320', dev='.003', epochs='1', shots='0',
-                sampling_temperature='0', max_new_tokens='200', other_prompt='300', also='')
+SETTINGS = dict(arms=ARMS, contrasts=CONTRASTS, rows='320', max_tokens='128', dev='.003',
+                epochs='1', shots='0', sampling_temperature='0', max_new_tokens='200',
+                other_prompt='300', also='')
 TRAINER = dict(eval_steps=.25, save_steps=.25)
 WRITING = Writing(shots=3, max_new_tokens=200, batch_size=20)
 WRITTEN = 80  # rows that are asked
