@@ -241,10 +241,15 @@ def error_table(
     return pd.DataFrame.from_dict(rows, orient='index')
 
 
+def _answered(answers):
+    "Arms and prompts whose answers are there"
+    return {Asked(*pair) for pair in set(zip(answers.arm, answers['mode']))}
+
+
 def _own(answers):
     "Arms whose answers under their own prompt are there"
-    found = set(zip(answers.arm, answers['mode']))
-    return [arm for arm in order_arms(answers.arm) if (arm, find_arm(arm).asked) in found]
+    there = _answered(answers)
+    return [arm for arm in order_arms(answers.arm) if Asked(arm, find_arm(arm).asked) in there]
 
 # %% ../nbs/23_report.ipynb #1b2695a4
 _SHADES = (('#0173b2', 'w'), ('#de8f05', 'k'), ('0.8', 'k'), ('0.97', 'k'))  # kind: colour, ink
@@ -763,7 +768,7 @@ def _sections(run_dir, results, questions, chosen):
     yield from _comparisons(run_dir, results, chosen, config)
     sentences = [tag('li', escaped(text)) for text in limits(results, table, config)]
     yield 'What this does not show', tag('ul', *sentences)
-    if len(answers) and _own(answers):
+    if _own(answers) and {c.a, c.b} <= _answered(answers):
         yield 'Inside the answers', _inside(answers, chosen)
     yield 'What each arm cost', _costs(config)
     examples = side_by_side(run_dir, results, questions, chosen)

@@ -134,6 +134,15 @@ def test_an_interrupted_run_has_figure_and_page(tmp_path, no_figure):
     assert 'Base student' in text and 'KD+CoT' in text
 
 
+def test_texts_of_an_arm_that_stayed_elsewhere(tmp_path, no_figure):
+    "As where a run went on from another machine: the numbers are there, its answers are not"
+    run = write_run(tmp_path/'run', simulated_results(['navigate', 'snarks'], n=20, off_n=5))
+    for path in (run/'predictions/kd').rglob('*.jsonl'):
+        path.write_text('')
+    text = write_report(run, chosen=['kd:kd_cot']).read_text()
+    assert 'KD → KD+CoT' in text and 'Inside the answers' not in text
+
+
 @pytest.mark.parametrize('arm', ['teacher', 'kd'])
 def test_one_arm_alone_cannot_be_compared(arm, tmp_path, no_figure):
     results = simulated_results(['navigate', 'snarks'], n=20, off_n=5)
