@@ -240,7 +240,7 @@ def error_table(
         rows[kind] = shares | change[['n', 'delta', 'low', 'high']].to_dict()
     return pd.DataFrame.from_dict(rows, orient='index')
 
-
+# %% ../nbs/23_report.ipynb #7ac91a29
 def _answered(answers):
     "Arms and prompts whose answers are there"
     return {Asked(*pair) for pair in set(zip(answers.arm, answers['mode']))}
