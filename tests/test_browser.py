@@ -41,20 +41,15 @@ OF_JUPYTER = dict(JUPYTER_CONFIG_DIR='config', JUPYTER_DATA_DIR='data',
 NOT_OURS = ('MPLBACKEND', 'JUPYTER_PATH', 'JUPYTER_CONFIG_PATH')
 
 
-SCREENSHOTS = os.environ.get('COTKD_SCREENSHOTS')  # a directory for them; without it none is made
+@pytest.fixture
+def shoot(page, tmp_path):
+    "Save a screenshot in the test's directory, or in COTKD_SCREENSHOTS"
+    folder = Path(os.environ.get('COTKD_SCREENSHOTS') or tmp_path)
 
+    def shoot(name, **options):
+        page.screenshot(path=folder/f'{name}.png', **options)
 
-def shoot(page, name, **options):
-    if SCREENSHOTS:
-        page.screenshot(path=Path(SCREENSHOTS)/f'{name}.png', **options)
-
-
-def shoot_notebook(page, name):
-    "All of it, from its first cell"
-    panel = page.locator('.jp-WindowedPanel-outer')
-    height = panel.evaluate('notebook => { notebook.scrollTop = 0; return notebook.scrollHeight }')
-    page.set_viewport_size(dict(width=1280, height=min(16_000, 150 + height)))
-    shoot(page, name)
+    return shoot
 
 
 # --- the report
@@ -88,14 +83,14 @@ def test_flaws_of_a_page_are_noticed(page, tmp_path, body):
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 @pytest.mark.parametrize('width', [1280, 400])
-def test_report_is_whole_and_legible(report, page, width, scheme):
+def test_report_is_whole_and_legible(report, page, shoot, width, scheme):
     check_page(page, report, width, scheme)
-    shoot(page, f'report-{width}-{scheme}', full_page=True)
+    shoot(f'report-{width}-{scheme}', full_page=True)
     shown = page.locator('.figure img:visible').evaluate_all('all => all.map(i => i.className)')
     assert shown == [scheme] * 3
 
 
-def test_report_prints_on_white_with_every_answer(report, page):
+def test_report_prints_on_white_with_every_answer(report, page, shoot):
     check_page(page, report, 800, 'dark')
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = false)")
     page.emulate_media(media='print', color_scheme='dark')
@@ -104,7 +99,7 @@ def test_report_prints_on_white_with_every_answer(report, page):
     visible = 'all => all.every(e => e.checkVisibility({contentVisibilityAuto: true}))'
     assert page.locator('details .answer').evaluate_all(visible)
     assert not faint_texts(page)
-    shoot(page, 'report-print', full_page=True)
+    shoot('report-print', full_page=True)
     assert page.pdf().startswith(b'%PDF')
 
 
@@ -222,14 +217,16 @@ def move(page, control):
 
 
 @pytest.fixture(params=NOTEBOOKS)
-def notebook(lab, page, request):
+def notebook(lab, page, shoot, request):
     "A notebook open beside an idle kernel, which ends with the test; its last look is kept"
     page.set_default_timeout(240_000)
     page.goto(lab(f'lab/tree/{request.param}.ipynb?reset&'))
     page.locator('#jp-main-statusbar', has_text='| Idle').wait_for()
     yield request.param
-    if SCREENSHOTS:
-        shoot_notebook(page, Path(request.param).name)
+    panel = page.locator('.jp-WindowedPanel-outer')
+    height = panel.evaluate('notebook => { notebook.scrollTop = 0; return notebook.scrollHeight }')
+    page.set_viewport_size(dict(width=1280, height=min(16_000, 150 + height)))
+    shoot(Path(request.param).name)
     for session in json.load(urlopen(lab('api/sessions?'))):
         end = Request(lab(f"api/sessions/{session['id']}?"), method='DELETE')
         urlopen(end).close()

@@ -44,7 +44,7 @@ def margin(fig):
 
 def assert_readable(fig):
     "Every word inside the figure, none over another (numbers of an axis aside)"
-    fig.draw_without_rendering()
+    fig.canvas.draw()
     width, height = fig.get_size_inches() * fig.dpi
     texts = [t for t in fig.findobj(Text) if t.get_visible()]
     boxes = [(t.get_text(), t.get_window_extent()) for t in texts
@@ -208,8 +208,8 @@ def test_explorer_draws_what_the_menus_say():
 @pytest.mark.parametrize('arms', [['student', 'kd_cot'], ['kd', 'kd_cot']])
 def test_heat_map_of_a_part(arms):
     results = simulated_results(['navigate', 'snarks'], n=20, off_n=5)
-    plot_tasks(results[results.arm.isin(arms)]).draw_without_rendering()
-    plot_gains(results[results.arm.isin(arms)]).draw_without_rendering()
+    plot_tasks(results[results.arm.isin(arms)]).canvas.draw()
+    plot_gains(results[results.arm.isin(arms)]).canvas.draw()
 
 
 # --- a comparison is of what both answered
@@ -388,7 +388,7 @@ def test_what_cannot_be_paired_is_said_everywhere(why):
 def test_a_reason_with_long_names_can_be_read(arm, task):
     two = [result('kd', PART), result('kd_cot', PART, task=task) | dict(arm=arm)]
     fig = plot_gains(pd.DataFrame(two), chosen=[f'kd:{arm}'])
-    fig.draw_without_rendering()
+    fig.canvas.draw()
     title = next(t for t in fig.texts if 'they have other tasks' in t.get_text())
     assert title.get_fontsize() > 5
     assert title.get_window_extent().x1 <= fig.get_figwidth() * fig.dpi
@@ -496,7 +496,7 @@ def test_text_is_text_in_every_figure(name):
                plot_accuracies(results, find_asked('kd_cot')),
                plot_pair(results, find_asked('kd'), find_asked('kd_cot'), name)]
     for fig in figures:
-        fig.draw_without_rendering()
+        fig.canvas.draw()
         for text in fig.findobj(Text):
             if text.get_text().strip('0123456789−.'):
                 assert not text.get_parse_math(), text.get_text()

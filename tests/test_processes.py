@@ -20,7 +20,7 @@ from processes import finish
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from training import STUDENT, TEACHER, losses, make_trainer, toy_rows, toy_student, toy_teacher
+from training import losses, make_trainer, toy_rows, toy_student, toy_teacher
 from transformers import TrainerCallback
 
 from cotkd import experiment, trainer
@@ -41,7 +41,7 @@ ROWS_OF_UPDATE = 8
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory):
     "Of the rows that all processes read"
-    return write_cache(TEACHER, toy_rows(), tmp_path_factory.mktemp('rows')/'cache')
+    return write_cache('toy-teacher', toy_rows(), tmp_path_factory.mktemp('rows')/'cache')
 
 
 # --- a copy of the student in each process
@@ -175,7 +175,7 @@ def distil_in_shards(told, out):
     "Stopped at a checkpoint and continued; what is saved is whole"
     os.environ.update(told)
     take_for_gpus()
-    teacher, tokenizer = load_lm(TEACHER)
+    teacher, tokenizer = load_lm('toy-teacher')
     with pytest.raises(KeyboardInterrupt):
         distill(toy_student(), teacher, tokenizer, toy_rows(), out, config=SMALL,
                 callbacks=[StopAtSave(2)])
@@ -203,7 +203,7 @@ def test_fsdp2_trains_goes_on_and_saves_a_whole_student(tmp_path):
     main(['launch-config', 'fsdp2', '--processes', '2', '--out', str(tmp_path/'fsdp2.yaml')])
     told = launchers.environment(['--config_file', str(tmp_path/'fsdp2.yaml'), 'cotkd'])
     finish(distil_in_shards, told, tmp_path/'two', processes=2)
-    teacher, tokenizer = load_lm(TEACHER)
+    teacher, tokenizer = load_lm('toy-teacher')
     distill(toy_student(), teacher, tokenizer, toy_rows(), tmp_path/'one', config=SMALL)
     one, two = log_of(tmp_path/'one'), log_of(tmp_path/'two')
     assert len(one) == 5 and two == pytest.approx(one, rel=1e-4)
@@ -222,7 +222,7 @@ def distil_with_a_slow_one(out):
         read(student, directory)
 
     trainer.load_student = read_slowly
-    teacher, tokenizer = load_lm(TEACHER)
+    teacher, tokenizer = load_lm('toy-teacher')
     config = replace(SMALL, trainer=dict(eval_steps=2, save_steps=2))
     distill(toy_student(), teacher, tokenizer, toy_rows(), out, dev=8, config=config)
 
@@ -242,7 +242,7 @@ TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--np
 def distil_command(folder, *more):
     rows = folder/'rows.jsonl'
     rows.write_text(''.join(json.dumps(row) + '\n' for row in toy_rows()))
-    return ['distill', '--teacher', TEACHER, '--student', STUDENT, '--rationales',
+    return ['distill', '--teacher', 'toy-teacher', '--student', 'toy-student', '--rationales',
             '--data', str(rows), '--out', str(folder/'out'), '--lr', '1e-3', *more]
 
 

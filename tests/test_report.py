@@ -126,10 +126,10 @@ def test_an_interrupted_run_has_figure_and_page(tmp_path, no_figure):
     results = simulated_results(['navigate', 'snarks'], n=20, off_n=5)
     part = results[results.arm.isin(['student', 'kd_cot'])]
     for draw in (plot_gains, plot_tasks):
-        draw(part).draw_without_rendering()
+        draw(part).canvas.draw()
     run = write_run(tmp_path/'run', part)
     for draw in (plot_errors, plot_lengths):
-        draw(answer_table(run)).draw_without_rendering()
+        draw(answer_table(run)).canvas.draw()
     text = page_of(run)
     assert 'Base student' in text and 'KD+CoT' in text
 
@@ -152,8 +152,8 @@ def test_one_arm_alone_cannot_be_compared(arm, tmp_path, no_figure):
                 lambda: write_report(run)):
         with pytest.raises(InputError, match=f'only the arm {arm} has results'):
             ask()
-    plot_tasks(part).draw_without_rendering()
-    plot_lengths(answer_table(run)).draw_without_rendering()
+    plot_tasks(part).canvas.draw()
+    plot_lengths(answer_table(run)).canvas.draw()
 
 
 def test_a_task_without_a_question_that_fits(tmp_path, no_figure):
@@ -173,7 +173,7 @@ def test_a_task_without_a_question_that_fits(tmp_path, no_figure):
 def test_all_27_tasks_fit_and_name_their_averages(tmp_path, no_figure):
     results = simulated_results(BBH_TASKS, n=10, seeds=(0, 1), off_n=3).assign(benchmark='bbh')
     fig = plot_gains(results)
-    fig.draw_without_rendering()
+    fig.canvas.draw()
     width, height = fig.get_size_inches() * fig.dpi
     for ax in fig.axes:  # every label and printed interval is inside the figure
         for text in [*ax.get_yticklabels(), *ax.texts]:
@@ -448,7 +448,7 @@ def test_the_lens_shows_dollars_and_marks_as_they_are():
     lens = Lens(tokens, ['rationale'] * len(tokens), kl, {'teacher': best, '$s_1$\u202e': best})
     for i, token in enumerate(tokens):
         fig = plot_token(lens, i)
-        fig.draw_without_rendering()
+        fig.canvas.draw()
         words = [text for text in fig.findobj(plt.Text) if '$' in text.get_text()]
         assert words and not any(text.get_parse_math() for text in words)
         assert repr(token) in fig._suptitle.get_text()

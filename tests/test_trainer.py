@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training import (EIGHT, TEACHER, TINY, equal, losses, make_trainer, tiny, toy_rows,
-                      toy_student, toy_teacher)
+from training import (EIGHT, TINY, equal, losses, make_trainer, tiny, toy_rows, toy_student,
+                      toy_teacher)
 from transformers import (CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, Qwen2Config,
                           TrainerCallback)
 
@@ -111,10 +111,10 @@ def test_a_stopped_training_goes_on_exactly(lmbda, rows, tmp_path):
     KDConfig(batch_size=8), KDConfig(batch_size=8, rationale_weight=0.)],
     ids=['all tokens', 'answers alone'])
 def test_cached_and_live_training_are_the_same(config, rows, tmp_path):
-    cache = TeacherCache(write_cache(TEACHER, rows, tmp_path/'cache'))
+    cache = TeacherCache(write_cache('toy-teacher', rows, tmp_path/'cache'))
     found = []
     for teacher in (toy_teacher(), cache):
-        trainer = make_trainer(toy_student(), teacher, rows, tmp_path, config, max_steps=8)
+        trainer = make_trainer(toy_student(), teacher, rows, tmp_path, config, max_steps=20)
         trainer.train()
         found.append(losses(trainer))
     assert found[1] == pytest.approx(found[0], rel=1e-5)
@@ -122,7 +122,7 @@ def test_cached_and_live_training_are_the_same(config, rows, tmp_path):
 
 def test_a_compiled_student_trains_the_same(rows, tmp_path):
     "Traced, forward and backward; kernels take longer to build and say the same"
-    cache = TeacherCache(write_cache(TEACHER, rows[:8], tmp_path/'cache'))
+    cache = TeacherCache(write_cache('toy-teacher', rows[:8], tmp_path/'cache'))
     found = []
     for backend in (None, 'aot_eager'):
         student = tiny(PAIRS['llama, untied'][1])
@@ -134,7 +134,7 @@ def test_a_compiled_student_trains_the_same(rows, tmp_path):
 
 
 def test_wrong_arguments_are_refused(rows, tmp_path):
-    cache = TeacherCache(write_cache(TEACHER, rows[:4], tmp_path/'cache'))
+    cache = TeacherCache(write_cache('toy-teacher', rows[:4], tmp_path/'cache'))
     with pytest.raises(InputError, match='gradient_accumulation_steps is 2'):
         make_trainer(toy_student(), toy_teacher(), rows, tmp_path, gradient_accumulation_steps=2)
     with pytest.raises(InputError, match='4 rows to train on do not fill one update of 8'):
@@ -194,7 +194,7 @@ def test_shares_that_make_no_sense(settings, why):
 
 def test_a_cache_cannot_grade_what_is_written_later(rows, tmp_path):
     tokenizer = load_lm('toy-teacher')[1]
-    cache = TeacherCache(write_cache(TEACHER, rows, tmp_path/'cache'))
+    cache = TeacherCache(write_cache('toy-teacher', rows, tmp_path/'cache'))
     for teacher in (cache, None):
         with pytest.raises(InputError, match='by the teacher itself'):
             distill(toy_student(), teacher, tokenizer, rows, tmp_path/'out',

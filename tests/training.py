@@ -10,7 +10,6 @@ from cotkd.trainer import KDConfig, KDTrainer
 TINY = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
             num_key_value_heads=2)
 EIGHT = KDConfig(batch_size=8)
-TEACHER, STUDENT = 'toy-teacher[0-1]', 'toy-student[0,3]'  # two layers of each do for a test
 
 
 def toy_rows():
@@ -18,11 +17,11 @@ def toy_rows():
 
 
 def toy_teacher():
-    return load_lm(TEACHER)[0]
+    return load_lm('toy-teacher')[0]
 
 
 def toy_student():
-    return load_lm(STUDENT)[0]
+    return load_lm('toy-student')[0]
 
 
 def tiny(config, seed=0):
