@@ -34,7 +34,7 @@ def train_plainly(mode, tokenizer, out):
     "`transformers.Trainer`, its own loss, padded batches"
     args = training_arguments(out, replace(CONFIG, epochs=1.))
     args.train_sampling_strategy = 'sequential'
-    student = toy_student().double()
+    student = toy_student()
     trainer = Trainer(student, args, train_dataset=plain_examples(mode, tokenizer),
                       data_collator=DataCollatorForSeq2Seq(tokenizer))
     trainer.train()
@@ -46,7 +46,7 @@ def train_plainly(mode, tokenizer, out):
 def test_an_arm_without_a_teacher_is_plain_fine_tuning(mode, tmp_path):
     tokenizer = load_lm('toy-teacher')[1]
     plain, plain_losses = train_plainly(mode, tokenizer, tmp_path/'plain')
-    distill(toy_student().double(), None, tokenizer, toy_rows(), tmp_path/'ours', mode=mode, config=CONFIG)
+    distill(toy_student(), None, tokenizer, toy_rows(), tmp_path/'ours', mode=mode, config=CONFIG)
     losses = [line['loss'] for line in read_lines(tmp_path/'ours/log.jsonl')]
     assert len(losses) == len(plain_losses) == UPDATES
     assert losses[0] == pytest.approx(plain_losses[0], abs=1e-6)
