@@ -16,6 +16,7 @@ import argparse
 import lzma
 from pathlib import Path, PurePath
 
+from cotkd.arms import order_arms
 from cotkd.experiment import LATER
 from cotkd.files import read_json, read_lines, write_json, write_lines
 from cotkd.records import prediction_path, read_results, write_results
@@ -56,6 +57,7 @@ def keep_run(out, name):
     students = sorted(path.parent for path in out.glob('models/*/log.jsonl'))
     costs = {place.name: cost_of(read_json(place/'distill.json')) for place in students}
     config['costs'] = old.get('costs', {}) | costs
+    config['arms'] = ','.join(order_arms(place.rpartition('-')[0] for place in config['costs']))
     if config['seeds'] == 1:
         logs = {place.name: read_lines(place/'log.jsonl') for place in students}
         config['logs'] = old.get('logs', {}) | logs
