@@ -289,14 +289,15 @@ def split_by_length(
     lengths: list,  # tokens of each row of an update
     tokens: int = 4096,  # most tokens in a micro-batch, padding included; a longer row is alone
     pack: bool = False,  # rows are packed, so they never need padding
+    spare: float = 0,  # tokens of padding that cost no more than one more micro-batch
 ) -> list:  # micro-batches: lists of indices into `lengths`
-    "Cut an update into micro-batches of rows of like length, each at most 5% padding"
+    "Cut an update into micro-batches of rows of like length, each at most 5% padding, or `spare`"
     groups = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         group = [*groups[-1], i] if groups else [i]
         real = sum(lengths[j] for j in group)
         size = real if pack else len(group) * lengths[i]
-        if len(group) > 1 and size <= tokens and real >= .95 * size:
+        if len(group) > 1 and size <= tokens and size - real <= max(.05 * size, spare):
             groups[-1] = group
         else:
             groups.append([i])

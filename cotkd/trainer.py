@@ -226,6 +226,9 @@ class SeededSampler(torch.utils.data.Sampler):
         return iter(torch.randperm(self.rows, generator=generator).tolist())
 
 # %% ../nbs/10_trainer.ipynb #9db77fba
+_START = 1e9  # floating-point operations a CPU core could do while one more micro-batch starts
+
+
 class UpdateTrainer(Trainer):
     "`Trainer` whose batches are whole updates, cut into micro-batches of like length"
 
@@ -234,6 +237,7 @@ class UpdateTrainer(Trainer):
         args.dataloader_drop_last = True  # it would be filled up, if there are several processes
         self.config = config
         self.read = 0  # tokens since the last log
+        self.spare = _START / (6 * model.student.num_parameters())  # a token is 6 a weight
         self.collate = KDCollator(0, config.rationale_weight, config.answer_weight, pack=pack)
         super().__init__(model, args, train_dataset=rows, data_collator=self.micro_batches,
                          **kwargs)
@@ -241,7 +245,8 @@ class UpdateTrainer(Trainer):
     def micro_batches(self, examples, collate=None):
         collate = collate or self.collate
         lengths = [len(e['input_ids']) for e in examples]
-        groups = split_by_length(lengths, self.config.micro_tokens, collate.pack)
+        most = self.config.micro_tokens
+        groups = split_by_length(lengths, most, collate.pack, self.spare)
         found = dict(batches=[collate([examples[i] for i in group]) for group in groups])
         return found | dict(examples=examples) if self.config.lmbda else found
 

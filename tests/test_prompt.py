@@ -150,6 +150,11 @@ def test_hidden_states_of_a_cache_come_with_their_labels(weights, kept):
     ([2049, 2049], dict(), [[0], [1]]),
     ([2048, 2049], dict(pack=True), [[0], [1]]),
     ([7], dict(tokens=3), [[0]]),
+    ([50, 100], dict(spare=50), [[0, 1]]),
+    ([50, 100], dict(spare=49), [[0], [1]]),
+    ([50, 90, 100], dict(spare=50), [[0, 1], [2]]),  # the first has spared 40 already
+    ([50, 100], dict(spare=50, tokens=199), [[0], [1]]),
+    ([90, 100], dict(spare=1), [[0, 1]]),  # 5% is never too much
     ([], dict(), [])])
 def test_micro_batches(lengths, options, groups):
     assert split_by_length(lengths, **options) == groups

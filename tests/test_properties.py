@@ -236,24 +236,24 @@ def check_batches(lengths, most, batch_size):
     assert not any(fits([*a, b[0]]) for a, b in zip(batches, batches[1:]))
 
 
-def check_micro_batches(lengths, most, pack):
-    groups = split_by_length(lengths, most, pack)
+def check_micro_batches(lengths, most, pack, spare):
+    groups = split_by_length(lengths, most, pack, spare)
     assert sorted(i for group in groups for i in group) == [*range(len(lengths))]
     for group in groups:
         real = sum(lengths[i] for i in group)
         size = real if pack else len(group) * max(lengths[i] for i in group)
-        assert len(group) == 1 or size <= most and real >= .95 * size
+        assert len(group) == 1 or size <= most and size - real <= max(.05 * size, spare)
 
 
 @target(60, shape=st.tuples(SEEDS, SMALL, SMALL, SMALL, SMALL, SMALL, SMALL, SMALL),
         rows=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=4),
         lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12), most=st.integers(1, 200),
-        batch_size=st.integers(1, 5), pack=st.booleans())
-def test_prefix_sharing(shape, rows, lengths, most, batch_size, pack):
+        batch_size=st.integers(1, 5), pack=st.booleans(), spare=st.integers(0, 50))
+def test_prefix_sharing(shape, rows, lengths, most, batch_size, pack, spare):
     check_attention(*shape)
     check_shared(rows)
     check_batches(lengths, most, batch_size)
-    check_micro_batches(lengths, most, pack)
+    check_micro_batches(lengths, most, pack, spare)
 
 
 # --- the teacher's cache

@@ -114,10 +114,11 @@ def test_cached_and_live_training_are_the_same(config, rows, tmp_path):
     cache = TeacherCache(write_cache('toy-teacher', rows, tmp_path/'cache'))
     found = []
     for teacher in (toy_teacher(), cache):
-        trainer = make_trainer(toy_student(), teacher, rows, tmp_path, config, max_steps=20)
+        trainer = make_trainer(toy_student(), teacher, rows, tmp_path, config, max_steps=20,
+                               learning_rate=1e-4)  # a larger one makes rounding grow
         trainer.train()
         found.append(losses(trainer))
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[1] == pytest.approx(found[0], rel=5e-6)
 
 
 def test_a_compiled_student_trains_the_same(rows, tmp_path):
