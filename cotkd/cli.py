@@ -16,6 +16,7 @@ import os
 import shlex
 import sys
 from dataclasses import MISSING, dataclass, fields, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def add_option(
     parser.add_argument(*flags.split(), help=text.replace('%', '%%'), **settings)
 
 # %% ../nbs/28_cli.ipynb #6eb82715
+@cache  # reading a class parses the module that it stands in
 def field_texts(
     settings,  # a dataclass
 ) -> dict:  # field -> the comment beside it

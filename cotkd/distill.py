@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -299,8 +298,9 @@ def _validation(lines, metric):
 def plot_log(
     log: pd.DataFrame,  # lines of `log.jsonl`
     ax=None,  # where to draw
-) -> plt.Axes:
+) -> object:  # the axes
     "Divergence while training, and on held-out rows if there are any"
+    import matplotlib.pyplot as plt  # not above: who trains in another process should not wait
     ax = ax or plt.subplots(figsize=(6, 3.2), layout='constrained')[1]
     if 'loss' in log:
         step, loss = log[['step', 'loss']].dropna().to_numpy().T
@@ -529,6 +529,7 @@ class LivePlot(TrainerCallback):
         self.shown = None
 
     def on_evaluate(self, args, state, control, **kwargs):
+        import matplotlib.pyplot as plt
         from IPython.display import display
         fig = plot_log(pd.DataFrame(log_lines(state.log_history))).figure
         if self.shown is None:

@@ -237,7 +237,8 @@ def gains_table(
     found = results_contrasts(results, chosen)
     table = pd.concat({str(c): _one_contrast(results, c, n_boot) for c in found},
                       names=['contrast', 'task'])
-    table.attrs['remarks'] = {str(c): _remark(results, c) for c in found}
+    paired = table.n.xs(MACRO, level='task')
+    table.attrs['remarks'] = {str(c): _remark(results, c, paired[str(c)]) for c in found}
     table.attrs['in_full'] = {str(c): _row_in_full(results, c, n_boot) for c in found}
     return table
 
@@ -251,10 +252,11 @@ def _row_in_full(results, c, n_boot):
     return dict(found) if found.n else None
 
 
-def _remark(results, c):
+def _remark(results, c, paired):
     "What a reader of this contrast has to know: why there is no pair, or whose students they are"
-    other = '' if same_student(results, c) else 'students of different base models'
-    return why_unpaired(results, c) or other
+    if not paired:
+        return why_unpaired(results, c)
+    return '' if same_student(results, c) else 'students of different base models'
 
 # %% ../nbs/20_gains.ipynb #1e8cfb09
 def format_percent(x) -> str:
