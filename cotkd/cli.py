@@ -48,7 +48,7 @@ def field_texts(
     texts = [item for kind in kinds for item in docments(kind).items()]
     return {field: text for field, text in texts if text}  # of a base class, only there
 
-
+# %% ../nbs/28_cli.ipynb #c8a89dc7
 def add_fields(
     parser: argparse.ArgumentParser,
     settings,  # a dataclass
