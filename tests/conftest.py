@@ -8,11 +8,18 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported
 import pytest
 from browser import CHROMIUMS, find_chromium
 from playwright.sync_api import sync_playwright
+from xdist.scheduler import LoadFileScheduling
 
 
 def pytest_collection_finish():
     "What the libraries hold stays: a collection, and each training has some, need not look at it"
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "A file is one process's: what its tests share is made once"
+    return LoadFileScheduling(config, log)
 
 
 def _directory(variable, what):
