@@ -298,7 +298,7 @@ def _validation(lines, metric):
 def plot_log(
     log: pd.DataFrame,  # lines of `log.jsonl`
     ax=None,  # where to draw
-) -> object:  # the axes
+):  # the axes
     "Divergence while training, and on held-out rows if there are any"
     import matplotlib.pyplot as plt  # not above: who trains in another process should not wait
     ax = ax or plt.subplots(figsize=(6, 3.2), layout='constrained')[1]

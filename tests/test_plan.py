@@ -81,7 +81,7 @@ def run(experiment, tmp_path_factory):
     product = {torch.ops.aten.addmm_: lambda out, a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
     try:
         with (FlopCounterMode(display=False, custom_mapping=product) as flops,
-              patch('cotkd.trainer._START', 0)):  # a plan leaves padding out
+              patch('cotkd.trainer._START', 0)):  # at most 5% padding: a plan has none
             cost = distill(load_lm(experiment.student)[0], load_lm(experiment.teacher)[0],
                            tokenizer, read_lines(experiment.data),
                            tmp_path_factory.mktemp('run')/'out', mode='cot', config=config)
