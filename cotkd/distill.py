@@ -14,6 +14,7 @@ import platform
 import shutil
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -433,11 +434,17 @@ def _finish(trainer, out, record):
     trainer.accelerator.wait_for_everyone()
 
 
-def _free_memory():
-    "A trainer refers to itself, and would keep its weights while the next one needs the memory"
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+@contextmanager
+def _freed_memory():
+    "A trainer refers to itself: its weights leave here, before the next one needs the memory"
+    gc.freeze()  # a collection, and the Trainer has its own, looks at what comes from here on
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 # %% ../nbs/11_distill.ipynb #89633063
 def _make_trainer(job, args, encoded, callbacks):
@@ -483,8 +490,8 @@ def _carry_out(job, out, names, resume, callbacks):
     with alone(out, 'this distillation'):
         cost = _take(out, recipe, resume)
         if cost is None:
-            cost = _train(job, args, out, recipe, [_Bar(out.name), *callbacks])
-            _free_memory()
+            with _freed_memory():
+                cost = _train(job, args, out, recipe, [_Bar(out.name), *callbacks])
         elif processes().is_main_process:
             _remove_checkpoints(out)  # a kill may have come before that
         processes().wait_for_everyone()

@@ -36,7 +36,7 @@ from .files import digest, file_digest, launched, read_json, read_lines, taking_
 from .files import write_json
 from .names import BITS, EMBEDDED, model_identity, parse_kwargs, parse_name
 from .prompt import MODES, chat_end, check_end, encode, encode_rows, ends_early
-from .records import VARIANTS, load_results, read_results, result_key, results_path
+from .records import VARIANTS, read_results, result_key, results_path
 from .records import sort_results, write_results
 from .toy import EVALUATED, MIX, make_toy
 from .workers import find_workers, one_thread, workers
@@ -966,11 +966,8 @@ def draw(
     chosen=None,  # contrasts, as in `gains_table`
 ):
     "Figure and page of a run"
-    import matplotlib.pyplot as plt
-    from cotkd.figures import plot_gains
     from cotkd.report import write_report
-    plt.close(plot_gains(load_results(out), Path(out)/'gains.png', chosen))
-    write_report(out, questions, chosen)
+    write_report(out, questions, chosen, figure=Path(out)/'gains.png')
 
 # %% ../nbs/26_experiment.ipynb #43ec17ad
 def _not_the_papers(run, preset):

@@ -263,8 +263,8 @@ def _draw_interval(ax, y, ci, colour, style):
 
 def _whole_average(results, asked):
     "An arm's average over all the tasks of these results; NaN where it has not answered all"
-    scores, tasks = item_scores(results, asked), task_order(results.task)
-    if set(scores.task) != set(tasks):
+    part, tasks = results_of(results, asked), task_order(results.task)
+    if set(part.task[part.n > 0]) != set(tasks):
         return dict.fromkeys(('delta', 'low', 'high'), np.nan)
     return arm_interval(results, asked, task_shares(tasks, benchmark_of(results).averages))
 

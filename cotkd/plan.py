@@ -29,6 +29,7 @@ import psutil
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig
+from transformers.initialization import no_init_weights
 
 # %% ../nbs/27_plan.ipynb #2254f8b4
 from .arms import ARMS, Arm, choose_arms
@@ -168,7 +169,7 @@ def running_dtype(
     name = card.half if card and auto else choose_precision(config, experiment.dtype, device)
     return getattr(torch, name)
 
-
+# %% ../nbs/27_plan.ipynb #52e45bfa
 def model_pair(
     experiment: Experiment,
     card: Card | None,  # None: this CPU
@@ -181,9 +182,10 @@ def model_pair(
     config = find_config(experiment.student, remote)
     if not experiment.lora_rank:
         return teacher, skeleton(config, torch.float32).train()
-    with warnings.catch_warnings(), torch.device('meta'):  # the adapters, too, have no weights
+    student = skeleton(config, low)
+    with warnings.catch_warnings(), torch.device('meta'), no_init_weights():  # adapters, too
         warnings.simplefilter('ignore', FutureWarning)  # peft asks transformers by an old name
-        return teacher, with_adapters(skeleton(config, low), experiment.lora_rank).train()
+        return teacher, with_adapters(student, experiment.lora_rank).train()
 
 # %% ../nbs/27_plan.ipynb #3ccc694d
 def parameters(

@@ -350,12 +350,11 @@ def item_scores(
     asked: Asked,  # an arm and its prompt
 ) -> pd.DataFrame:  # task, seed, index, score
     "Verdicts, one row per question and seed"
-    rows = []
-    needed = results_of(results, asked)[['task', 'seed', 'n', 'index', 'items']]
-    for row in needed.to_dict('records'):
-        rows += [(row['task'], row['seed'], i, int(x)) for i, x in zip(rows_of(row), row['items'])]
-    found = pd.DataFrame(rows, columns=['task', 'seed', 'index', 'score'])
-    return found.astype(dict(seed=int, index=int, score=int))  # also where there is none
+    part = results_of(results, asked)
+    rows = [i for result in part.to_dict('records') for i in rows_of(result)]
+    return pd.DataFrame(dict(
+        task=np.repeat(part.task.to_numpy(), part.n), seed=np.repeat(part.seed.to_numpy(), part.n),
+        index=np.array(rows, int), score=np.array([*''.join(part['items'])], int)))
 
 # %% ../nbs/15_records.ipynb #815ad875
 def contrast_setting(

@@ -29,7 +29,7 @@ from .arms import Asked, contrast, find_arm, order_arms, read_hypotheses
 from .arms import reference_arms
 from .bbh import AVERAGES, find_benchmark
 from .figures import colour_of, new_figure, plot_gains, write_title
-from .files import InputError, digest, read_json, visible, write_text
+from .files import InputError, digest, read_json, replacing, visible, write_text
 from .gains import (MACRO, accuracies, arm_interval, arm_label, arm_labels, average_gain,
                          contrast_label, decided_table, describe_asking, describe_seeds,
                          describe_setting, finding, format_gain, format_interval, format_p,
@@ -93,21 +93,27 @@ def html_table(
     return tag('div', tag('table', tag('thead', tag('tr', head)), body), cls='scroll')
 
 # %% ../nbs/23_report.ipynb #382f1ee1
-def _image(fig):
-    "A figure as a data URI"
+def _image(fig, path=None):
+    "A figure as a data URI; also saved at `path`"
     out = io.BytesIO()
     fig.savefig(out, format='png', dpi=150, metadata={'Software': None})
     plt.close(fig)
+    if path:
+        with replacing(path) as part:
+            part.write_bytes(out.getvalue())
     return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
 
 
-def picture(draw, alt: str) -> str:  # draw(dark=...) -> figure; alt: what it shows, in words
+def picture(
+    draw,  # draw(dark=...) -> figure
+    alt: str,  # what it shows, in words
+    path=None,  # also save the one for a light page here
+) -> str:
     "A figure for a light and for a dark page; the style shows one of them"
-    images = ''
-    for page in 'light', 'dark':
-        source = _image(draw(dark=page == 'dark'))
-        images += f"<img class='{page}' alt='{escaped(alt)}' src='{source}'>"
-    return tag('div', images, cls='scroll figure')
+    sources = dict(light=_image(draw(dark=False), path), dark=_image(draw(dark=True)))
+    images = [f"<img class='{page}' alt='{escaped(alt)}' src='{source}'>"
+              for page, source in sources.items()]
+    return tag('div', *images, cls='scroll figure')
 
 # %% ../nbs/23_report.ipynb #bbfc4665
 def _asked_cells(results, asked, label):
@@ -226,18 +232,24 @@ def _count_as_right(answers, kind):
                        truncated=0, context_cut=0)
 
 
+def _shares(answers):
+    "Of each kind in an arm's answers under its own prompt: average over tasks, percent"
+    own = answers[[find_arm(arm).asked == mode for arm, mode in zip(answers.arm, answers['mode'])]]
+    of_kind = pd.get_dummies(own.kind, dtype=float).reindex(columns=KINDS.values(), fill_value=0.)
+    by_item = of_kind.groupby([own.arm, own.task, own['index']]).mean()
+    return 100 * by_item.groupby(['arm', 'task']).mean().groupby('arm').mean()
+
+
 def error_table(
     answers: pd.DataFrame,  # from `answer_table`
     chosen=None,  # contrasts, the first of which is meant; None: those of the table of arms
 ) -> pd.DataFrame:  # a row for each kind: share of each arm, percent; delta, low, high
     "Kinds of answers, each arm under its own prompt, and their change along a contrast"
-    rows = {}
+    rows, shares = {}, _shares(answers).loc[_own(answers)]
     for kind in KINDS.values():
         counted = _count_as_right(answers, kind)
-        shares = {arm: arm_interval(counted, Asked(arm, find_arm(arm).asked))['delta']
-                  for arm in _own(answers)}
         change = average_gain(counted, results_contrasts(counted, chosen)[0])
-        rows[kind] = shares | change[['n', 'delta', 'low', 'high']].to_dict()
+        rows[kind] = shares[kind].to_dict() | change[['n', 'delta', 'low', 'high']].to_dict()
     return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../nbs/23_report.ipynb #7ac91a29
@@ -750,18 +762,17 @@ def _comparisons(run_dir, results, chosen, config):
         yield 'Beside the paper', note(_PAPER_NOTE + differs) + html_table(table, 'average')
 
 # %% ../nbs/23_report.ipynb #b0af22d0
-def _sections(run_dir, results, questions, chosen):
+def _sections(run_dir, results, questions, chosen, figure):
     "(heading, HTML) of each part of the page"
-    config = {}
-    if (run_dir/'config.json').is_file():
-        config = read_json(run_dir/'config.json')
+    path = run_dir/'config.json'
+    config = read_json(path) if path.is_file() else {}
     table = gains_table(results, chosen)
     c = contrast(table.index[0][0])
     words = headline(results, table)
     answers = answer_table(run_dir, results)
     setting_text = describe_setting(results, c, table.loc[str(c)].loc[MACRO])
     yield '', tag('p', escaped(words), cls='lead') + note(setting_text)
-    yield '', picture(lambda dark: plot_gains(results, dark=dark, table=table), words)
+    yield '', picture(lambda dark: plot_gains(results, dark=dark, table=table), words, figure)
     decided = [*_decided(run_dir, results, config)]
     yield from decided
     yield from _number_sections(results, table, afterwards=bool(decided))
@@ -797,9 +808,11 @@ def write_report(
     questions: dict = None,  # {task: its questions, by row}, shown above the answers
     chosen=None,  # contrasts; None: those of the table of arms. The first is the headline
     shots: int = None,  # only results with this many examples in the prompt
+    figure=None,  # also save the first figure here, a .png
 ) -> Path:  # of report.html in `run_dir`
     "Write the run's report, whole or not at all; InputError: no readable results"
     run_dir = Path(run_dir)
-    page = _page(_sections(run_dir, load_results(run_dir, shots=shots), questions, chosen))
+    found = load_results(run_dir, shots=shots)
+    page = _page(_sections(run_dir, found, questions, chosen, figure))
     write_text(run_dir/'report.html', page)
     return run_dir/'report.html'

@@ -6,7 +6,6 @@
 __all__ = ['LIBRARIES', 'cores', 'find_workers', 'one_thread', 'workers']
 
 # %% ../nbs/25_workers.ipynb #7ba9730e
-import gc
 import multiprocessing
 import os
 import signal
@@ -63,7 +62,6 @@ def _leave_with(starter):
 def _begin(starter, started):
     "What each process does before its first task"
     import torch
-    gc.freeze()  # what was imported stays: each training has collections, which pass over it now
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a Ctrl-C the other one tells us
     tqdm.set_lock(threading.RLock())  # one for all processes would outlive them

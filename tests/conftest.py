@@ -1,5 +1,4 @@
 "Where the test data is, and the rule that a skipped test is a failure where it has to be there."
-import gc
 import os
 from pathlib import Path
 
@@ -9,11 +8,6 @@ import pytest
 from browser import CHROMIUMS, find_chromium
 from playwright.sync_api import sync_playwright
 from xdist.scheduler import LoadFileScheduling
-
-
-def pytest_collection_finish():
-    "What the libraries hold stays: a collection, and each training has some, need not look at it"
-    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

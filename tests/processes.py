@@ -1,6 +1,5 @@
 "Functions of the tests in processes of their own: to be killed, or several at once"
 import contextlib
-import gc
 import multiprocessing
 import os
 import socket
@@ -37,7 +36,6 @@ def _environments(processes):
 
 
 def _enter(function, args, environment, file):
-    gc.freeze()  # what was imported before the fork: it is not looked at again
     os.environ.update({name: str(x) for name, x in environment.items()})
     with Path(file).open('w', buffering=1) as said:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

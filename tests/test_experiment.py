@@ -122,7 +122,7 @@ def test_an_arm_of_ones_own(tmp_path, monkeypatch):
         seen.append(texts_of(figure))
         return figure
 
-    monkeypatch.setattr(figures, 'plot_gains', watched)
+    monkeypatch.setattr('cotkd.report.plot_gains', watched)
     benchmark = replace(TWO, scorers=(loose,))
     report = run(replace(TINY, arms='kd,mixed'), tmp_path/'run', benchmark)
     results = load_results(tmp_path/'run')

@@ -44,7 +44,7 @@ def margin(fig):
 
 def assert_readable(fig):
     "Every word inside the figure, none over another (numbers of an axis aside)"
-    fig.canvas.draw()
+    fig.draw_without_rendering()
     width, height = fig.get_size_inches() * fig.dpi
     texts = [t for t in fig.findobj(Text) if t.get_visible()]
     boxes = [(t.get_text(), t.get_window_extent()) for t in texts
@@ -492,17 +492,18 @@ def named(name):
 @pytest.mark.filterwarnings('ignore:Glyph')
 def test_text_is_text_in_every_figure(name):
     results = named(name)
-    figures = [plot_gains(results), plot_tasks(results),
+    found = gains_table(results)
+    figures = [plot_gains(results, table=found), plot_tasks(results),
                plot_accuracies(results, find_asked('kd_cot')),
                plot_pair(results, find_asked('kd'), find_asked('kd_cot'), name)]
     for fig in figures:
-        fig.canvas.draw()
+        fig.draw_without_rendering()
         for text in fig.findobj(Text):
             if text.get_text().strip('0123456789−.'):
                 assert not text.get_parse_math(), text.get_text()
                 assert all(c == '\n' or c.isprintable() for c in text.get_text())
     assert_readable(figures[0])
-    table = format_table(results, gains_table(results))
+    table = format_table(results, found)
     assert table.columns.is_unique and arm_label(name) in table.columns.levels[0]
     # the average, two headings, and the two tasks
     assert len(set(labels(figures[0]))) == 5
