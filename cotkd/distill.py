@@ -198,7 +198,7 @@ def recipe_of(
     settings = dict(vars(job.config), dtype=precision)
     del settings['micro_tokens']  # only memory depends on it
     before = dict(chat=False, dtype='float32', t_squared=False, lmbda=0.)
-    for name, value in before.items():  # as in recipes that were written before there was one
+    for name, value in before.items():  # left out: older recipes lack them, and still match
         if settings[name] == value:
             del settings[name]
     divergence = job.config.divergence
@@ -371,7 +371,7 @@ def _take(out, recipe, resume):
 
 # %% ../nbs/11_distill.ipynb #fddf192a
 def package_versions() -> dict:
-    "What a training may depend on"
+    "The versions a training was made with"
     packages = ('cotkd', 'torch', 'transformers', 'datasets', 'tokenizers')
     return {name: version(name) for name in packages} | {'python': platform.python_version()}
 
