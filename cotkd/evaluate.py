@@ -10,9 +10,11 @@ __all__ = ['Subject', 'Asking', 'sample_rows', 'scorer_of', 'check_asking', 'exp
 import math
 import random
 import sys
+from array import array
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 from tqdm import tqdm
@@ -157,7 +159,7 @@ class Job:
     "What is asked of a model, of one task"
     row: dict  # the result to be, as far as it is known
     prompts: dict  # row of the task -> text
-    lengths: dict  # row -> tokens
+    ids: dict  # row -> tokens of its prompt
     targets: dict  # row -> text
     stop: tuple  # texts that end an answer
     max_new_tokens: int
@@ -168,7 +170,7 @@ class Job:
         "A prediction; thoughts, and the special token that ended it, if there are any"
         found = self.scorer.answer(answer.text, self.row['mode'])
         more = dict(thoughts=split_thoughts(answer.text)[0].strip(), end=answer.end)
-        by_context = self.lengths[i] + self.max_new_tokens > self.context
+        by_context = len(self.ids[i]) + self.max_new_tokens > self.context
         return dict(index=i, text=answer.text, answer=found,
                     correct=self.scorer.equal(found, self.targets[i]), cut_off=answer.cut_off,
                     context_cut=answer.cut_off and by_context,
@@ -183,19 +185,18 @@ def _prompt(benchmark, tokenizer, task, i, asking, examples=None):
 
 
 def _fitting(prompts, model, tokenizer, asking, task):
-    "{row: tokens} of the prompts that fit the context; InputError: some do not"
+    "{row: its tokens} of the prompts that fit the context; InputError: some do not"
     from cotkd.generate import check_tokens, encode_prompts  # not above: it imports torch
     encoded = encode_prompts(tokenizer, list(prompts.values()), asking.chat)
     check_tokens(model, encoded)
-    lengths = dict(zip(prompts, map(len, encoded)))
     context = _context(model, asking)
-    longest = max(lengths.values())
+    longest = max(map(len, encoded))
     if longest >= context and not asking.skip_long:
         raise InputError(
             f'{task}: prompts have up to {longest} tokens, the context of the model is {context}: '
             'use a model with a longer context, or leave such questions out (--skip-long) and have '
             'them counted')
-    return {i: n for i, n in lengths.items() if n < context}
+    return {i: array('I', ids) for i, ids in zip(prompts, encoded) if len(ids) < context}
 
 
 def _context(model, asking):
@@ -210,8 +211,16 @@ def _longest_question(items, tokenizer):
     return by_bytes[sizes.index(max(sizes))]
 
 
+_COUNTS = WeakKeyDictionary()  # tokenizer -> {how many tokens it has, texts: tokens of each}
+
+
 def _token_counts(tokenizer, texts):
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)['input_ids']]
+    "Tokens of each text, counted once: the same task is asked of several arms and ways"
+    known = _COUNTS.setdefault(tokenizer, {})
+    key = len(tokenizer), *texts
+    if key not in known:
+        known[key] = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)['input_ids']]
+    return known[key]
 
 # %% ../nbs/16_evaluate.ipynb #bdca5e9c
 def examples_that_fit(
@@ -242,16 +251,16 @@ def _room(tokenizer, items, asking):
         return asking.max_new_tokens
     if asking.mode == 'cot':
         return 512
-    targets = tokenizer([item['target'] for item in items])['input_ids']
-    return max(map(len, targets)) + 8
+    targets = {item['target'] for item in items}
+    return max(map(len, tokenizer([*targets])['input_ids'])) + 8
 
 # %% ../nbs/16_evaluate.ipynb #d344893a
 def _choose_prompts(model, tokenizer, benchmark, task, asking, rows):
     "{row: text} and {row: tokens} of those that fit, and how many worked examples they have"
     examples = examples_that_fit(benchmark, task, tokenizer, asking, _context(model, asking))
     prompts = {i: _prompt(benchmark, tokenizer, task, i, asking, examples) for i in rows}
-    lengths = _fitting(prompts, model, tokenizer, asking, task)
-    return {i: prompts[i] for i in lengths}, lengths, examples
+    ids = _fitting(prompts, model, tokenizer, asking, task)
+    return {i: prompts[i] for i in ids}, ids, examples
 
 # %% ../nbs/16_evaluate.ipynb #433f5dea
 def make_job(
@@ -267,23 +276,23 @@ def make_job(
     from cotkd.models import arithmetic
     items, context = benchmark.items[task], _context(model, asking)
     rows = sample_rows(task, len(items), asking.limit) if rows is None else sorted(rows)
-    prompts, lengths, examples = _choose_prompts(model, tokenizer, benchmark, task, asking, rows)
+    prompts, ids, examples = _choose_prompts(model, tokenizer, benchmark, task, asking, rows)
     scorer = scorer_of(benchmark, asking)
     stop = tuple(scorer.stops[asking.mode])
     room = _room(tokenizer, items, asking)
     targets = {i: items[i]['target'] for i in prompts}
-    cuts = [context] if max(lengths.values(), default=0) + room > context else []
+    cuts = [context] if max(map(len, ids.values()), default=0) + room > context else []
     row = expected_row(benchmark, task, subject, asking) | dict(
         index=None if list(prompts) == list(range(len(items))) else list(prompts),
         skipped=len(rows) - len(prompts), examples=None if examples == asking.shots else examples,
         dtype=arithmetic(model),
         recipe=digest(prompts, targets, stop, room, *cuts))
-    return Job(row, prompts, lengths, targets, stop, room, context, scorer)
+    return Job(row, prompts, ids, targets, stop, room, context, scorer)
 
 # %% ../nbs/16_evaluate.ipynb #865698b7
-def _finished(run_dir, job):
-    "The result of this job, if the run directory has it and its texts"
-    found = next((r for r in read_results(run_dir) if _agrees(r, job.row)), None)
+def _finished(run_dir, job, results):
+    "The result of this job, if it is among those of the run directory and has its texts"
+    found = next((r for r in results if _agrees(r, job.row)), None)
     if found is None:
         return None
     texts = read_lines(prediction_path(run_dir, job.row))
@@ -306,17 +315,15 @@ def _parts(run_dir, row):
     return sorted(pattern.parent.glob(escape(pattern.name).replace('[*]', '*')))
 
 
-def _known(run_dir, job):
+def _known(run_dir, job, finished):
     "{row: prediction}: the whole task, or what any process wrote before it was interrupted"
-    paths = _parts(run_dir, job.row)
-    if _finished(run_dir, job):
-        paths = [prediction_path(run_dir, job.row)]
+    paths = [prediction_path(run_dir, job.row)] if finished else _parts(run_dir, job.row)
     return {line['index']: line for path in paths for line in read_lines(path)}
 
 # %% ../nbs/16_evaluate.ipynb #8b6328d2
 def _share(job, known, batch_size, turn, state):
     "What a process asks of a task: every n-th batch of what is not known"
-    order = sorted((i for i in job.prompts if i not in known), key=lambda i: -job.lengths[i])
+    order = sorted((i for i in job.prompts if i not in known), key=lambda i: -len(job.ids[i]))
     batch_of = {i: place//batch_size for place, i in enumerate(order)}
     return [i for i in order
             if (batch_of[i] + turn) % state.num_processes == state.process_index]
@@ -335,11 +342,10 @@ def _ask_rows(model, tokenizer, job, known, mine, part, asking, on_rows):
         on_rows(new)
 
     only = [p for p, i in enumerate(rows) if i in set(mine)]  # the prefix is that of all rows
-    generate_batch(model, tokenizer, list(job.prompts.values()), stop=job.stop, only=only,
-                   max_new_tokens=job.max_new_tokens, context=job.context,
+    generate_batch(model, tokenizer, list(job.prompts.values()), ids=list(job.ids.values()),
+                   stop=job.stop, only=only, max_new_tokens=job.max_new_tokens, context=job.context,
                    batch_size=asking.batch_size, kv_memory=asking.kv_memory,
-                   temperature=asking.temperature, seed=job.row['seed'], chat=asking.chat,
-                   on_batch=keep)
+                   temperature=asking.temperature, seed=job.row['seed'], on_batch=keep)
 
 # %% ../nbs/16_evaluate.ipynb #dbe42e47
 def _not_as_asked(job):
@@ -375,11 +381,11 @@ class _Progress:
         self.bar.update(len(new))
 
 # %% ../nbs/16_evaluate.ipynb #767b82db
-def _finish(run_dir, job):
+def _finish(run_dir, job, results):
     "Put what all processes wrote together: predictions, then the result"
-    if _finished(run_dir, job):
+    if _finished(run_dir, job, results):
         return
-    known = _known(run_dir, job)
+    known = _known(run_dir, job, finished=None)
     path = prediction_path(run_dir, job.row)
     done = [known[i] for i in job.prompts]
     items = ''.join(str(int(line['correct'])) for line in done)
@@ -399,15 +405,17 @@ def _clear(run_dir, row):
 
 def clear_parts(run_dir):
     "Remove what was half-written of tasks that are complete now, also before a kill"
-    for row in read_results(run_dir):
-        _clear(run_dir, row)
+    if any(Path(run_dir).glob('predictions/*/*/*.part')):
+        for row in read_results(run_dir):
+            _clear(run_dir, row)
 
 # %% ../nbs/16_evaluate.ipynb #2c250dd0
 def _ask(model, tokenizer, jobs, asking, run_dir, progress):
     "Ask and score all tasks, in one process or several that see the same files"
     from cotkd.models import processes
     state = processes()
-    known = [_known(run_dir, job) for job in jobs]
+    results = read_results(run_dir)  # of these jobs nobody else adds any, see `alone`
+    known = [_known(run_dir, job, _finished(run_dir, job, results)) for job in jobs]
     state.wait_for_everyone()
     for turn, (job, there) in enumerate(zip(jobs, known)):
         mine = _share(job, there, asking.batch_size, turn, state)
@@ -418,14 +426,15 @@ def _ask(model, tokenizer, jobs, asking, run_dir, progress):
                 part = _part(run_dir, job.row, state.process_index)
                 _ask_rows(model, tokenizer, job, there, mine, part, asking, bar)
         if state.num_processes == 1:
-            _finish(run_dir, job)
+            _finish(run_dir, job, results)
     state.wait_for_everyone()
     if state.is_main_process:
-        for job in jobs:
-            _finish(run_dir, job)
+        for job in jobs if state.num_processes > 1 else []:
+            _finish(run_dir, job, results)
         clear_parts(run_dir)
     state.wait_for_everyone()
-    return [_finished(run_dir, job) for job in jobs]
+    results = read_results(run_dir)
+    return [_finished(run_dir, job, results) for job in jobs]
 
 # %% ../nbs/16_evaluate.ipynb #b77be633
 def evaluate(
@@ -440,6 +449,7 @@ def evaluate(
     progress: bool = True,  # show a bar for each task
 ) -> list:  # one result for each task
     "Score a model; what is there already is not asked again; InputError for what cannot be asked"
+    from cotkd.generate import packed_linear
     from cotkd.models import alone, state_identity
     check_asking(benchmark, asking)
     if subject.weights is None:
@@ -447,7 +457,8 @@ def evaluate(
     check_place(out, benchmark, subject, asking)
     jobs = [make_job(model, tokenizer, benchmark, task, subject, asking, (index or {}).get(task))
             for task in benchmark.items]
-    with alone(prediction_path(out, jobs[0].row).parent, 'this evaluation'):
+    place = prediction_path(out, jobs[0].row).parent
+    with alone(place, 'this evaluation'), packed_linear(model):  # once for all tasks
         return _ask(model, tokenizer, jobs, asking, out, progress)
 
 # %% ../nbs/16_evaluate.ipynb #d50756e7

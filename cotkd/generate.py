@@ -16,7 +16,7 @@ import zlib
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from weakref import WeakKeyDictionary
 
 import torch
@@ -56,10 +56,12 @@ def encode_prompts(
         return []
     plain = dict(truncation=False, padding=False, verbose=False)
     rows = tokenizer(list(prompts), add_special_tokens=False, **plain)['input_ids']
-    prefix = _without_end(tokenizer('', **plain)['input_ids'], tokenizer)
+    added = tokenizer('', **plain)['input_ids']  # to every text
+    prefix = _without_end(added, tokenizer)
     begun = prefix and all(row[:len(prefix)] == prefix for row in rows)  # once is enough
     if not chat and not begun:
-        rows = tokenizer(list(prompts), **plain)['input_ids']
+        if added:
+            rows = tokenizer(list(prompts), **plain)['input_ids']
         rows = [_without_end(row, tokenizer) for row in rows]
     if [] in rows:
         raise InputError(f'prompt {rows.index([])} is empty: it has no token to continue from; '
@@ -298,11 +300,11 @@ def packed_linear(
     model,  # layers on a GPU, or in a precision without fast products, are left as they are
 ):
     "Let the linear layers multiply through oneDNN, by weights laid out for it once"
-    layers = [m for m in model.modules() if type(m) is torch.nn.Linear and _can_pack(m.weight)]
+    layers = [m for m in model.modules() if type(m) is torch.nn.Linear and _can_pack(m.weight)
+              and 'forward' not in vars(m)]  # packed already
     try:
         for layer in layers:
-            weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 32)  # 32: hint
-            layer.forward = partial(_multiply, weight, layer.bias)
+            layer.forward = _packed(layer)
         yield
     finally:
         for layer in layers:
@@ -317,8 +319,11 @@ def _can_pack(weight):
     return there and plain and weight.device.type == 'cpu' and fast.get(weight.dtype, False)
 
 
-def _multiply(weight, bias, x):
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+def _packed(layer):
+    "Its `forward`, which lays out the weights when it is first called"
+    mkldnn = torch.ops.mkldnn
+    weight = cache(lambda: mkldnn._reorder_linear_weight(layer.weight.detach(), 32))  # 32: hint
+    return lambda x: mkldnn._linear_pointwise(x, weight(), layer.bias, 'none', [], '')
 
 # %% ../nbs/13_generate.ipynb #7303b287
 @contextmanager
@@ -370,6 +375,7 @@ class Row:
     new: list = field(default_factory=list)  # token ids
     open: bool = True  # there is more to write
     end: int = None  # token that ended it
+    text: str = None  # before whatever ended it; None: not yet complete
 
     def left(self):
         return self.room - len(self.new)
@@ -428,9 +434,9 @@ class Answer:
 
 def _answer(row, tokenizer, how):
     text = _text(row, tokenizer)
-    shown = cut(text, how.stop)
+    row.text = cut(text, how.stop)
     end = '' if row.end is None else tokenizer.decode([row.end])
-    return Answer(shown, cut_off=row.end is None and shown == text, end=end)
+    return Answer(row.text, cut_off=row.end is None and row.text == text, end=end)
 
 # %% ../nbs/13_generate.ipynb #e2c78124
 def complete_batch(
@@ -593,15 +599,16 @@ def _shared(model, rows, share_prefix):
     return shared if shared >= WORTHWHILE and _known(can_share, model, rows[0]) else 0
 
 
-_KNOWN = WeakKeyDictionary()  # model -> {check: what it said}
+_KNOWN = WeakKeyDictionary()  # model -> {check, and in what arithmetic: what it said}
 
 
-def _known(check, model, row):
+def _known(check, model, *row):
     "What a check says of a model, found once for all that the model is asked"
     said = _KNOWN.setdefault(model, {})
-    if check not in said:
-        said[check] = check(model, row)
-    return said[check]
+    key = check, model.dtype
+    if key not in said:
+        said[key] = check(model, *row)
+    return said[key]
 
 
 def _gpu_memory(device):
@@ -612,19 +619,18 @@ def _batches(model, rows, order, how):
     "Positions in `rows`, batch by batch"
     tokens = [len(rows[i].ids) - how.shared + rows[i].room for i in order]
     room = cache_room(model.get_memory_footprint(), _gpu_memory(model.device), how.kv_memory)
-    most = room // max(1, token_bytes(model))
+    most = room // max(1, _known(token_bytes, model))
     batches = cut_batches(tokens, most, how.batch_size)
     return [[order[p] for p in places] for places in batches]
 
 # %% ../nbs/13_generate.ipynb #1ef09b4b
-def _make_rows(model, tokenizer, prompts, seed, chat, max_new_tokens, context=None):
-    ids, generators = encode_prompts(tokenizer, prompts, chat), streams(prompts, seed)
+def _make_rows(model, ids, generators, max_new_tokens, context=None):
     if max_new_tokens < 1:
         raise ValueError(f'{max_new_tokens=} has to be 1 or more')
     context = min(context_length(model.config), context or math.inf)
     check_tokens(model, ids)
     check_prompts(ids, context)
-    return [Row(row, min(max_new_tokens, context - len(row)), generator)
+    return [Row([*row], min(max_new_tokens, context - len(row)), generator)
             for row, generator in zip(ids, generators, strict=True)]
 
 # %% ../nbs/13_generate.ipynb #5b85dbe2
@@ -654,6 +660,7 @@ def generate_batch(
     tokenizer,  # its tokenizer
     prompts: list,  # texts to continue
     *,
+    ids: list = None,  # their tokens, where they are known; None: from `encode_prompts`
     max_new_tokens: int = 256,  # of an answer; less where the context ends before
     context: int = None,  # tokens of a prompt and its answer; None: what the model can read
     stop: tuple = ('\n\nQ:',),  # texts that end an answer
@@ -667,10 +674,9 @@ def generate_batch(
     on_batch=lambda positions, answers: None,  # called after each batch
 ) -> list:  # only the new text of each prompt, in order; None for those left out
     "Continuations that depend on model, prompt and seed alone, up to rounding; InputError"
-    rows = _make_rows(model, tokenizer, prompts, seed, chat, max_new_tokens, context)
+    ids = ids or encode_prompts(tokenizer, prompts, chat)
+    rows = _make_rows(model, ids, streams(prompts, seed), max_new_tokens, context)
     how = How(end_ids(model, tokenizer), tuple(stop), temperature, batch_size, kv_memory)
-    texts = {}
     for batch, done in _answers(model, tokenizer, rows, only, how, share_prefix):
-        texts.update({i: answer.text for i, answer in zip(batch, done)})
         on_batch(batch, done)
-    return [texts.get(i) for i in range(len(prompts))]
+    return [row.text for row in rows]

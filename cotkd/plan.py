@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SHAPE', 'ARCHITECTURES', 'GPUS', 'BYTES', 'NONE', 'ROWS', 'WHOLE', 'PAIRS', 'DOWNLOAD', 'TOKEN', 'SAMPLE',
            'UTILISATION', 'LAUNCH', 'UPDATE', 'LOOKS', 'DISK', 'BBH_BYTES', 'PROMPT_TOKEN', 'ANSWERS', 'MEMORY', 'RANK',
-           'find_config', 'Card', 'find_gpu', 'get_card', 'gpu_here', 'running_dtype', 'model_pair', 'parameters',
-           'Widths', 'read_widths', 'kept_on_cpu', 'kept_on_gpu', 'activation_bytes', 'checkpointed_bytes',
-           'read_bytes', 'teacher_bytes', 'memory_table', 'hub_row', 'hub_tokens', 'Lengths', 'longer', 'count_tokens',
-           'arm_lengths', 'seconds', 'arm_flops', 'reading_seconds', 'all_rows', 'validation_flops', 'count_updates',
-           'training_seconds', 'arm_costs', 'prompt_bytes', 'Questions', 'find_questions', 'Written', 'Writer',
-           'find_writer', 'rows_at_once', 'asking_seconds', 'asking_bytes', 'downloads', 'disk_table', 'match',
-           'Workload', 'training_steps', 'asking_steps', 'steps_table', 'smaller_trainings', 'remedies', 'advise',
-           'memory_size', 'Plan', 'total_lines', 'plan']
+           'find_config', 'Card', 'find_gpu', 'get_card', 'gpu_here', 'running_dtype', 'Part', 'Totals', 'measure',
+           'model_pair', 'parameters', 'Widths', 'read_widths', 'kept_on_cpu', 'kept_on_gpu', 'activation_bytes',
+           'checkpointed_bytes', 'read_bytes', 'teacher_bytes', 'memory_table', 'hub_row', 'hub_tokens', 'Lengths',
+           'longer', 'count_tokens', 'arm_lengths', 'seconds', 'arm_flops', 'reading_seconds', 'all_rows',
+           'validation_flops', 'count_updates', 'training_seconds', 'arm_costs', 'prompt_bytes', 'Questions',
+           'find_questions', 'Written', 'Writer', 'find_writer', 'rows_at_once', 'asking_seconds', 'asking_bytes',
+           'downloads', 'disk_table', 'match', 'Workload', 'training_steps', 'asking_steps', 'steps_table',
+           'smaller_trainings', 'remedies', 'advise', 'memory_size', 'Plan', 'total_lines', 'plan']
 
 # %% ../nbs/27_plan.ipynb #e92e8158
 import math
@@ -169,42 +169,102 @@ def running_dtype(
     name = card.half if card and auto else choose_precision(config, experiment.dtype, device)
     return getattr(torch, name)
 
+# %% ../nbs/27_plan.ipynb #6dcd14eb
+@dataclass(frozen=True)
+class Part:
+    "Some of a model's parameters"
+    numbers: int
+    bytes: int  # that they take
+
+
+@dataclass(frozen=True)
+class Totals:
+    "Of a model's parameters, as it trains or answers"
+    dtype: torch.dtype  # of the model
+    layers: int
+    body: int  # parameters that every token meets, embedding and head aside
+    body_trained: int  # of them
+    embedding: int  # parameters; 0: it is the head
+    head: torch.Tensor  # (V, H), on the meta device
+    whole: Part  # all of them
+    trained: Part
+    matrices: Part  # of the linear layers, the head aside
+
+
+def _part(weights):
+    weights = list(weights)
+    return Part(sum(w.numel() for w in weights), sum(w.nbytes for w in weights))
+
+# %% ../nbs/27_plan.ipynb #d49a75ed
+def _add_up(model):
+    "`Totals` of a model; what is trained requires a gradient"
+    sizes, head = count_parameters(model), model.get_output_embeddings()
+    embedding = model.get_input_embeddings().weight
+    return Totals(
+        dtype=model.dtype,
+        layers=model.config.get_text_config().num_hidden_layers,
+        body=sizes.body,
+        body_trained=sizes.trained,
+        embedding=0 if embedding is sizes.head else embedding.numel(),
+        head=sizes.head,
+        whole=_part(model.parameters()),
+        trained=_part(p for p in model.parameters() if p.requires_grad),
+        matrices=_part(layer.weight for layer in model.modules()
+                       if isinstance(layer, torch.nn.Linear) and layer is not head))
+
+# %% ../nbs/27_plan.ipynb #ab399f4a
+def _build(config, dtype, rank):
+    "On the meta device"
+    model = skeleton(config, dtype)
+    if not rank:
+        return model.requires_grad_(rank == 0)  # None: nothing is trained
+    with warnings.catch_warnings(), torch.device('meta'), no_init_weights():  # adapters, too
+        warnings.simplefilter('ignore', FutureWarning)  # peft asks transformers by an old name
+        return with_adapters(model, rank)
+
+
+_MEASURED = {}  # class and text of a config, dtype, rank -> `Totals`
+
+
+def measure(
+    config,  # of a model
+    dtype: torch.dtype,
+    rank: int = None,  # of the adapters that are trained; 0: all weights are; None: nothing is
+) -> Totals:
+    "What a model comes to; built when it is first asked for"
+    key = type(config), config.to_json_string(), dtype, rank
+    if key not in _MEASURED:
+        _MEASURED[key] = _add_up(_build(config, dtype, rank))
+    return _MEASURED[key]
+
 # %% ../nbs/27_plan.ipynb #52e45bfa
 def model_pair(
     experiment: Experiment,
     card: Card | None,  # None: this CPU
-) -> tuple:  # teacher, student: on the meta device, as they train
+) -> tuple:  # `Totals` of teacher and student, as they train
     "The two models without their weights"
-    remote = experiment.trust_remote_code
+    remote, rank = experiment.trust_remote_code, experiment.lora_rank
     config = find_config(experiment.teacher, remote)
     low = running_dtype(experiment, config, card)
-    teacher = skeleton(config, low).requires_grad_(False)
+    teacher = measure(config, low)
     config = find_config(experiment.student, remote)
-    if not experiment.lora_rank:
-        return teacher, skeleton(config, torch.float32).train()
-    student = skeleton(config, low)
-    with warnings.catch_warnings(), torch.device('meta'), no_init_weights():  # adapters, too
-        warnings.simplefilter('ignore', FutureWarning)  # peft asks transformers by an old name
-        return teacher, with_adapters(student, experiment.lora_rank).train()
+    return teacher, measure(config, low if rank else torch.float32, rank)
 
 # %% ../nbs/27_plan.ipynb #3ccc694d
 def parameters(
-    model,  # real or a skeleton; what is trained requires a gradient
+    model: Totals,
 ) -> dict:
     "Parameters by part, a tied embedding being the head's; FLOPs per token"
-    sizes = count_parameters(model)
-    embedding = model.get_input_embeddings().weight
-    head = sizes.head.numel()
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    passes = 4 if trained else 2  # forward; backward through the activations
+    head = model.head.numel()
+    passes = 4 if model.trained.numbers else 2  # forward; backward through the activations
     return {
-        'layers': model.config.get_text_config().num_hidden_layers,
-        'body': sizes.body,
-        'embedding': 0 if embedding is sizes.head else embedding.numel(),
+        'layers': model.layers,
+        'body': model.body,
+        'embedding': model.embedding,
         'head': head,
-        'trained': trained,
-        'FLOPs per token': passes * sizes.body + 2 * sizes.trained,
-        'FLOPs per supervised token': head * (passes + 2 * sizes.head.requires_grad)}
+        'trained': model.trained.numbers,
+        'FLOPs per token': passes * model.body + 2 * model.body_trained,
+        'FLOPs per supervised token': head * (passes + 2 * model.head.requires_grad)}
 
 # %% ../nbs/27_plan.ipynb #d85fd19e
 @dataclass
@@ -294,21 +354,15 @@ def checkpointed_bytes(
 BYTES = {'8bit': 1., '4bit': .5 + 4/64}  # of a weight; every 64 of 4 bits share a scale
 
 
-def _bytes(parameters):
-    return sum(p.numel() * p.itemsize for p in parameters)
-
-
 def read_bytes(
-    model,  # a skeleton of a teacher
+    model: Totals,  # of a teacher
     quantize: str = '',  # as in `Experiment`
 ) -> int:
     "Of its weights; in few bits are its matrices, while embedding and head stay as they are"
-    size, head = _bytes(model.parameters()), model.get_output_embeddings()
-    matrices = [layer.weight for layer in model.modules()
-                if isinstance(layer, torch.nn.Linear) and layer is not head]
-    if quantize:
-        size += sum(w.numel() * (BYTES[quantize] - w.itemsize) for w in matrices)
-    return round(size)
+    if not quantize:
+        return model.whole.bytes
+    few, matrices = BYTES[quantize], model.matrices
+    return round(model.whole.bytes - matrices.bytes + few * matrices.numbers)
 
 # %% ../nbs/27_plan.ipynb #c05b8350
 NONE = 'no teacher'
@@ -316,14 +370,14 @@ NONE = 'no teacher'
 
 def teacher_bytes(
     experiment: Experiment,
-    teacher,  # from `model_pair`
+    teacher: Totals,
 ) -> dict:  # how it is there -> bytes
     "Live, in a cache of which only the head is needed, or not at all, as the arms need it"
     needs = {arm.needs_teacher for arm in choose_arms(experiment.arms)}
     found = {}
     if True in needs:
         found['live'] = read_bytes(teacher, experiment.quantize)
-        found['cached'] = _bytes([teacher.get_output_embeddings().weight])
+        found['cached'] = teacher.head.nbytes
     if False in needs:
         found[NONE] = 0
     return found
@@ -331,23 +385,22 @@ def teacher_bytes(
 # %% ../nbs/27_plan.ipynb #7532cb09
 def memory_table(
     experiment: Experiment,
-    teacher,  # from `model_pair`
-    student,  # from `model_pair`
+    teacher: Totals,
+    student: Totals,
     tokens: int,  # of a micro-batch
     checkpointing: bool = False,  # of gradients
 ) -> pd.DataFrame:  # bytes by part, for each way in which an arm has its teacher
     "What training keeps in memory"
     half = teacher.dtype != torch.float32
-    trained = [p for p in student.parameters() if p.requires_grad]
-    head = student.get_output_embeddings().weight
+    head = student.head
     heads_own = head.numel() * head.requires_grad * (6 if half else 4)  # gradient, autocast's copy
     logits = 2 * 4 * tokens * len(head)  # of both models, float32
     config = find_config(experiment.student, experiment.trust_remote_code)
     activations = checkpointed_bytes if checkpointing else activation_bytes
     same = {
-        'student weights': _bytes(student.parameters()),
-        'gradients': _bytes(trained),
-        'optimizer state': 2 * _bytes(trained),  # AdamW's two moments
+        'student weights': student.whole.bytes,
+        'gradients': student.trained.bytes,
+        'optimizer state': 2 * student.trained.bytes,  # AdamW's two moments
         'activations': activations(config, tokens, half, experiment.lora_rank),
         'loss workspace': 1.5 * min(CHUNK_BYTES['cuda'], logits) + heads_own}
     found = teacher_bytes(experiment, teacher)
@@ -409,7 +462,7 @@ def count_tokens(
     sizes = list(map(len, spans))
     return Lengths(sum(sizes) / len(sizes), sum(supervised) / len(sizes), max(sizes))
 
-# %% ../nbs/27_plan.ipynb #d35de829
+# %% ../nbs/27_plan.ipynb #af1bebd7
 def _tokenizer(experiment):
     "To measure rows with; None: CoT-Collection or the tokenizer is still to be downloaded"
     hub = experiment.data == HUB_ID
@@ -422,7 +475,7 @@ def _tokenizer(experiment):
             return None
         raise
 
-
+# %% ../nbs/27_plan.ipynb #d35de829
 def arm_lengths(experiment: Experiment) -> tuple:  # {arm: `Lengths`}, where they are from
     "Measured on a sample, or worked out for CoT-Collection"
     arms = choose_arms(experiment.arms)
@@ -434,7 +487,9 @@ def arm_lengths(experiment: Experiment) -> tuple:  # {arm: `Lengths`}, where the
         return found, f'assumed, from the size of {HUB_ID}'
     small = replace(experiment, rows=min(SAMPLE, experiment.rows), dev=0.)
     rows, _ = training_rows(small, Benchmark('none'), tokenizer)
-    found = {arm.name: count_tokens(rows, tokenizer, arm.mode, experiment.chat) for arm in arms}
+    counted = {mode: count_tokens(rows, tokenizer, mode, experiment.chat)
+               for mode in dict.fromkeys(arm.mode for arm in arms)}
+    found = {arm.name: replace(counted[arm.mode]) for arm in arms}  # its own: `match` changes it
     return found, f'measured on {len(rows)} rows'
 
 # %% ../nbs/27_plan.ipynb #9a99faa0
@@ -634,13 +689,12 @@ def find_writer(
 ) -> Writer:
     "The shapes of a model as it answers"
     config = find_config(name, experiment.trust_remote_code)
-    model = skeleton(config, running_dtype(experiment, config, card)).requires_grad_(False)
-    size, w, number = parameters(model), read_widths(config), model.dtype.itemsize
+    model = measure(config, running_dtype(experiment, config, card))
+    w, number = read_widths(config), model.dtype.itemsize
     memory = read_bytes(model, quantize)
-    saved = _bytes(model.parameters()) - memory
-    return Writer(memory, number * (size['body'] + size['head']) - saved,
-                  size['body'], w.layers, 2 * w.layers * w.K * number,
-                  len(model.get_output_embeddings().weight))
+    saved = model.whole.bytes - memory
+    return Writer(memory, number * (model.body + model.head.numel()) - saved,
+                  model.body, w.layers, 2 * w.layers * w.K * number, len(model.head))
 
 
 def rows_at_once(
@@ -698,7 +752,7 @@ def downloads(
         path = parse_name(name).whole
         if not Path(path).is_dir():
             config = find_config(path, experiment.trust_remote_code)
-            sizes[path] = 2 * skeleton(config).num_parameters()
+            sizes[path] = 2 * measure(config, torch.bfloat16).whole.numbers
     rows = dict(download=DOWNLOAD, arrow=WHOLE) if experiment.data == HUB_ID else {}
     return {'models, downloaded': sum(sizes.values()),
             'CoT-Collection, downloaded': rows.get('download', 0),
@@ -707,19 +761,19 @@ def downloads(
 # %% ../nbs/27_plan.ipynb #fbfd9079
 def disk_table(
     experiment: Experiment,
-    teacher,  # from `model_pair`
+    teacher: Totals,
     lengths: dict,  # arm -> `Lengths`
     seeds: int = 1,  # training runs of each arm
 ) -> pd.Series:  # bytes
     "What lies on the disk at most"
-    found, head = downloads(experiment), teacher.get_output_embeddings().weight
+    found = downloads(experiment)
     for name, length in lengths.items():
         arm = ARMS[name]
         if is_cached(experiment, arm, seeds):
             tokens = round(all_rows(longer(experiment, length)) * length.supervised)
-            found[f'cache of the teacher, {cache_name(arm)}'] = cache_bytes(tokens, head)
+            found[f'cache of the teacher, {cache_name(arm)}'] = cache_bytes(tokens, teacher.head)
     config = find_config(experiment.student, experiment.trust_remote_code)
-    size = skeleton(config).num_parameters()
+    size = measure(config, torch.float32, 0).whole.numbers
     found['student in training, checkpoints'] = training_bytes(
         size, experiment.lora_rank, experiment.dev > 0)
     others = seeds * len(lengths) - 1
@@ -1005,8 +1059,8 @@ def plan(
     memory = work.memory() / 1e9
     steps = steps_table(work)
     disk = disk_table(experiment, work.teacher, work.lengths, seeds)
-    head = work.teacher.get_output_embeddings().weight
-    arms = {name: arm_costs(longer(experiment, x), work.models, ARMS[name], x, head, card)
+    arms = {name: arm_costs(longer(experiment, x), work.models, ARMS[name], x,
+                            work.teacher.head, card)
             for name, x in work.lengths.items()}
     total = total_lines(work, gpu, steps, disk)
     return Plan(total, steps.rename_axis('step by step', axis=1),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import tokenizer
 from processes import call
-from training import EIGHT, equal, toy_rows, toy_student, toy_teacher
+from training import EIGHT, equal, save_teacher, small_student, small_teacher, toy_rows
 from transformers import Trainer, TrainerCallback
 
 import cotkd.distill as module
@@ -23,16 +24,11 @@ def rows():
     return toy_rows()
 
 
-@pytest.fixture(scope='module')
-def tokenizer():
-    return load_lm('toy-teacher')[1]
-
-
 def train(out, rank=0, callbacks=(), **kwargs):
     "Twelve updates, with a look at eight held-out rows and a checkpoint after every third"
     trainer = dict(save_strategy='steps', save_steps=3, eval_steps=3, max_steps=12)
     config = KDConfig(batch_size=8, lr=1e-3, lora_rank=rank, trainer=trainer)
-    return distill(toy_student(), toy_teacher(), load_lm('toy-teacher')[1], toy_rows(), out,
+    return distill(small_student(), small_teacher(), tokenizer(), toy_rows(), out,
                    config=config, dev=8, callbacks=callbacks, **kwargs)
 
 
@@ -118,23 +114,24 @@ def test_a_torn_checkpoint_is_passed_over(whole, tmp_path, monkeypatch):
     assert looks.after == [int(newest.name[11:])]  # not once more at the checkpoint before
 
 
-def test_another_training_is_refused(tokenizer, rows, tmp_path):
-    distill(toy_student(), toy_teacher(), tokenizer, rows[:16], tmp_path/'kd', config=EIGHT)
+def test_another_training_is_refused(rows, tmp_path):
+    distill(small_student(), small_teacher(), tokenizer(), rows[:16], tmp_path/'kd', config=EIGHT)
     with pytest.raises(InputError, match='rows'):
-        distill(toy_student(), toy_teacher(), tokenizer, rows[1:17], tmp_path/'kd', config=EIGHT)
+        distill(small_student(), small_teacher(), tokenizer(), rows[1:17], tmp_path/'kd',
+                config=EIGHT)
     with pytest.raises(InputError, match='lr'):
-        distill(toy_student(), toy_teacher(), tokenizer, rows[:16], tmp_path/'kd',
+        distill(small_student(), small_teacher(), tokenizer(), rows[:16], tmp_path/'kd',
                 config=KDConfig(batch_size=8, lr=5e-3))
     with pytest.raises(InputError, match='leave some to train on'):
-        distill(toy_student(), toy_teacher(), tokenizer, rows[:8], tmp_path/'out', dev=8,
+        distill(small_student(), small_teacher(), tokenizer(), rows[:8], tmp_path/'out', dev=8,
                 config=EIGHT)
     assert not (tmp_path/'out').exists()  # so that a corrected call finds nothing in its way
 
 
-def test_adapters_are_trained_and_merged(tokenizer, rows, tmp_path):
-    distill(toy_student(), toy_teacher(), tokenizer, rows, tmp_path/'lora',
+def test_adapters_are_trained_and_merged(rows, tmp_path):
+    distill(small_student(), small_teacher(), tokenizer(), rows, tmp_path/'lora',
             config=KDConfig(batch_size=8, lora_rank=4))
-    before = toy_student().state_dict()
+    before = small_student().state_dict()
     after = load_lm(tmp_path/'lora')[0].state_dict()
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -144,29 +141,31 @@ def test_adapters_are_trained_and_merged(tokenizer, rows, tmp_path):
     assert not [*(tmp_path/'lora').glob('adapter*'), *(tmp_path/'lora').glob('README*')]
 
 
-def test_a_directory_of_adapters_is_a_student(tokenizer, rows, tmp_path):
+def test_a_directory_of_adapters_is_a_student(rows, tmp_path):
     "Merged on loading, all weights are trained; the base is not touched"
     from peft import LoraConfig, get_peft_model
-    adapted = get_peft_model(toy_student(), LoraConfig(r=2, target_modules='all-linear',
-                                                       init_lora_weights=False))
-    adapted.peft_config['default'].base_model_name_or_path = 'toy-student'
+    small_student().save_pretrained(tmp_path/'base')
+    tokenizer().save_pretrained(tmp_path/'base')
+    config = LoraConfig(r=2, target_modules='all-linear', init_lora_weights=False)
+    adapted = get_peft_model(small_student(), config)
+    adapted.peft_config['default'].base_model_name_or_path = str(tmp_path/'base')
     adapted.save_pretrained(tmp_path/'adapters')
     student = load_lm(tmp_path/'adapters')[0]
     assert all(p.requires_grad for p in student.parameters())
-    assert not equal(student, toy_student())
-    distill(student, toy_teacher(), tokenizer, rows[:16], tmp_path/'out', config=EIGHT)
+    assert not equal(student, small_student())
+    distill(student, small_teacher(), tokenizer(), rows[:16], tmp_path/'out', config=EIGHT)
     assert not same_student(tmp_path/'out', tmp_path/'adapters')
 
 
-def test_the_text_alone_needs_no_teacher(tokenizer, rows, tmp_path):
+def test_the_text_alone_needs_no_teacher(rows, tmp_path):
     config = KDConfig(batch_size=8, lr=1e-3, ce_weight=1.)
-    cost = distill(toy_student(), None, tokenizer, rows, tmp_path/'sft', config=config, dev=8)
+    cost = distill(small_student(), None, tokenizer(), rows, tmp_path/'sft', config=config, dev=8)
     found = record(tmp_path/'sft')['validation']
     assert cost['updates'] == 4
     assert 'kl' not in found['best']
     assert found['best']['nll'] < found['start']['nll']
     with pytest.raises(InputError, match='no teacher'):
-        distill(toy_student(), None, tokenizer, rows, tmp_path/'kd', config=EIGHT)
+        distill(small_student(), None, tokenizer(), rows, tmp_path/'kd', config=EIGHT)
 
 
 class Spoil(TrainerCallback):
@@ -181,12 +180,12 @@ class Spoil(TrainerCallback):
 
 
 @pytest.mark.parametrize('rank', [0, 4], ids=['all weights', 'adapters'])
-def test_the_best_student_on_held_out_rows_is_kept(rank, tokenizer, rows, tmp_path):
+def test_the_best_student_on_held_out_rows_is_kept(rank, rows, tmp_path):
     train(tmp_path/'out', rank, [Spoil()])
     said = record(tmp_path/'out')['validation']
     assert [said[look]['step'] for look in ('start', 'best', 'last')] == [0, 6, 12]
     assert said['best']['kl'] < min(said['start']['kl'], said['last']['kl'])
-    kept = validate(load_lm(tmp_path/'out')[0], toy_teacher(), tokenizer, rows[-8:])
+    kept = validate(load_lm(tmp_path/'out')[0], small_teacher(), tokenizer(), rows[-8:])
     best = {name: x for name, x in said['best'].items() if name != 'step'}
     assert kept == pytest.approx(best, rel=1e-4)
 
@@ -206,12 +205,12 @@ def test_the_student_of_the_last_update_is_kept_beside_the_best(rank, rows, tmp_
     train(tmp_path/'out', rank, [Spoil(), seen], keep_last=True)
     said = record(tmp_path/'out')['validation']
     for place, look in (('out', 'best'), ('out/last', 'last')):
-        found = validate(load_lm(tmp_path/place)[0], toy_teacher(), load_lm(tmp_path/place)[1],
+        found = validate(load_lm(tmp_path/place)[0], small_teacher(), load_lm(tmp_path/place)[1],
                          rows[-8:])
         assert found['kl'] == pytest.approx(said[look]['kl'], rel=1e-4)
     last = load_lm(tmp_path/'out/last')[0].state_dict()
     if rank:
-        adapted = with_adapters(toy_student(), rank)
+        adapted = with_adapters(small_student(), rank)
         adapted.load_state_dict(seen.last, strict=False)
         seen.last = adapted.merge_and_unload().state_dict()  # by peft itself
     assert all(torch.equal(last[name], x) for name, x in seen.last.items())
@@ -223,23 +222,23 @@ def test_where_the_last_student_is_the_best_there_is_one(tmp_path):
     assert not (tmp_path/'out/last').exists()
 
 
-def test_a_cache_is_as_good_as_its_teacher(tokenizer, rows, tmp_path):
-    cache = TeacherCache(write_cache('toy-teacher', rows, tmp_path/'cache'))
-    for name, teacher in dict(live=toy_teacher(), cached=cache).items():
-        distill(toy_student(), teacher, tokenizer, rows, tmp_path/name, config=EIGHT, dev=8)
+def test_a_cache_is_as_good_as_its_teacher(rows, tmp_path):
+    cache = TeacherCache(write_cache(save_teacher(tmp_path), rows, tmp_path/'cache'))
+    for name, teacher in dict(live=small_teacher(), cached=cache).items():
+        distill(small_student(), teacher, tokenizer(), rows, tmp_path/name, config=EIGHT, dev=8)
     live, cached = [record(tmp_path/name)['validation'] for name in ('live', 'cached')]
     assert cached['last'] == pytest.approx(live['last'], rel=1e-5)
 
 
-def test_settings_of_transformers_reach_the_trainer(tokenizer, rows, tmp_path):
+def test_settings_of_transformers_reach_the_trainer(rows, tmp_path):
     class Look(TrainerCallback):
         def on_train_begin(self, args, state, control, model=None, **kwargs):
             self.seen = args.lr_scheduler_type
 
     look = Look()
     settings = dict(gradient_checkpointing=True, lr_scheduler_type='cosine')
-    distill(toy_student(), toy_teacher(), tokenizer, rows, tmp_path/'plain', config=EIGHT)
-    distill(toy_student(), toy_teacher(), tokenizer, rows, tmp_path/'out', callbacks=[look],
+    distill(small_student(), small_teacher(), tokenizer(), rows, tmp_path/'plain', config=EIGHT)
+    distill(small_student(), small_teacher(), tokenizer(), rows, tmp_path/'out', callbacks=[look],
             config=KDConfig(batch_size=8, trainer=settings))
     assert look.seen == 'cosine'
     plain, checkpointed = [load_lm(tmp_path/name)[0] for name in ('plain', 'out')]
@@ -247,12 +246,12 @@ def test_settings_of_transformers_reach_the_trainer(tokenizer, rows, tmp_path):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_curves_for_tensorboard(tokenizer, rows, tmp_path):
+def test_curves_for_tensorboard(rows, tmp_path):
     "Nats, the held-out rows, tokens a second and memory, each at every update"
     reading = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     settings = dict(report_to='tensorboard', logging_steps=1, max_steps=3, eval_steps=1,
                     save_steps=1)
-    distill(toy_student(), toy_teacher(), tokenizer, rows, tmp_path/'kd', dev=8,
+    distill(small_student(), small_teacher(), tokenizer(), rows, tmp_path/'kd', dev=8,
             config=KDConfig(batch_size=8, trainer=settings))
     events = reading.EventAccumulator(str(next(tmp_path.rglob('events.out.tfevents*'))))
     events.Reload()
@@ -265,7 +264,7 @@ def test_curves_for_tensorboard(tokenizer, rows, tmp_path):
     assert not any('memory_gb' in line for line in log)  # the same command, the same bytes
 
 
-def test_a_finished_trainer_leaves_nothing_in_memory(tokenizer, rows, tmp_path, monkeypatch):
+def test_a_finished_trainer_leaves_nothing_in_memory(rows, tmp_path, monkeypatch):
     "The next student needs the memory at once"
     seen = []
 
@@ -275,5 +274,5 @@ def test_a_finished_trainer_leaves_nothing_in_memory(tokenizer, rows, tmp_path, 
             seen.append(weakref.ref(self))
 
     monkeypatch.setattr(module, 'KDTrainer', Watched)
-    distill(toy_student(), toy_teacher(), tokenizer, rows[:8], tmp_path/'out', config=EIGHT)
+    distill(small_student(), small_teacher(), tokenizer(), rows[:8], tmp_path/'out', config=EIGHT)
     assert seen[0]() is None

@@ -5,10 +5,9 @@ import dataclasses
 import importlib
 import inspect
 import json
-import os
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,7 +17,6 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from browser import check_page
 from bs4 import BeautifulSoup
-from filelock import FileLock
 from torch.distributed.run import get_args_parser
 
 from cotkd.cli import LAUNCHES, parser, read_choice, trainer_settings
@@ -35,17 +33,15 @@ DOCUMENTS = [*MARKDOWN, *(path for name, path in NOTEBOOKS.items() if name != 'i
 NOT_SHOWN = re.compile(r'^#\|\s*(hide\b|hide_output|output: false|include: false)', re.M)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def site(tmp_path_factory):
-    "The directory of the site; processes of pytest-xdist share it"
-    folder = tmp_path_factory.getbasetemp()
-    if 'PYTEST_XDIST_WORKER' in os.environ:
-        folder = folder.parent
-    command = [sys.executable, ROOT/'tools/build/make_docs.py', '--out', folder/'site']
-    with FileLock(folder/'site.lock'):
-        if not (folder/'site').exists():
-            done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-            assert done.returncode == 0, done.stderr[-3000:]
+    "The directory of the site; made here, where the libraries are imported already"
+    folder = tmp_path_factory.mktemp('docs')
+    script = str(ROOT/'tools/build/make_docs.py')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, 'argv', [script, '--out', 'site'])
+        runpy.run_path(script, run_name='__main__')  # it exits only if a link leads nowhere
     return folder/'site'
 
 
@@ -53,7 +49,7 @@ def parse(path):
     return BeautifulSoup(path.read_text('utf-8'), 'lxml')
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def pages(site):
     return {path.stem: parse(path) for path in site.glob('*.html')}
 

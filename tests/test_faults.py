@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import StopAtSave, make, tokenizer
 from torch.utils.flop_counter import FlopCounterMode
-from training import toy_rows, toy_student, toy_teacher
+from training import small_student, small_teacher, toy_rows
 from transformers import AutoConfig, TrainerCallback, TrainerState
 
 from cotkd import models
@@ -129,7 +129,7 @@ def test_seconds_are_those_of_all_sittings(tmp_path, monkeypatch):
     "An hour before the first stop, and what came after"
     def train(*callbacks):
         config = KDConfig(batch_size=4, trainer=dict(save_steps=2))
-        return distill(toy_student(), toy_teacher(), load_lm('toy-teacher')[1], toy_rows()[:24],
+        return distill(small_student(), small_teacher(), tokenizer(), toy_rows()[:24],
                        tmp_path, config=config, callbacks=callbacks)
 
     with monkeypatch.context() as first:
@@ -167,7 +167,7 @@ def test_operations_are_those_of_the_experts_a_token_meets(name, more):
 def test_a_disk_that_is_too_small_is_said_before_anything(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
     with pytest.raises(InputError, match='GB are free'):
-        distill(toy_student(), toy_teacher(), load_lm('toy-teacher')[1], toy_rows(), tmp_path/'kd',
+        distill(small_student(), small_teacher(), tokenizer(), toy_rows(), tmp_path/'kd',
                 config=KDConfig(batch_size=4))
     assert not (tmp_path/'kd').exists()
 
@@ -190,7 +190,7 @@ def test_trouble_with_the_machine_is_one_line(error, said, monkeypatch, capsys):
 
 def test_a_log_is_json(tmp_path):
     "No NaN, which other readers of JSON refuse"
-    distill(toy_student(), toy_teacher(), load_lm('toy-teacher')[1], toy_rows()[:8], tmp_path,
+    distill(small_student(), small_teacher(), tokenizer(), toy_rows()[:8], tmp_path,
             config=KDConfig(batch_size=4))
 
     def refuse(x):

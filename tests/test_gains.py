@@ -22,9 +22,14 @@ KD = 'kd:kd_cot'
 SIX = [*ARMS][:6]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope='module', autouse=True)
 def agg():
     plt.switch_backend('agg')
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    "What is closed can still be read"
     yield
     plt.close('all')
 
@@ -32,6 +37,21 @@ def agg():
 @pytest.fixture(scope='module')
 def whole():
     return simulated_results(BBH_TASKS, n=30, seeds=(0, 1), off_n=6)
+
+
+@pytest.fixture(scope='module')
+def whole_figure(whole):
+    return plot_gains(whole.assign(temperature=.2, chat=True))
+
+
+@pytest.fixture(scope='module')
+def six():
+    return simulated_results(['navigate', 'snarks'], n=40, arms=SIX)
+
+
+@pytest.fixture(scope='module')
+def six_figure(six):
+    return plot_gains(six)
 
 
 def labels(fig):
@@ -56,8 +76,16 @@ def assert_readable(fig):
             assert not box.overlaps(against), (text, other)
 
 
-TASKS = [list(BBH_TASKS), NLP, ['snarks', 'navigate'], ['navigate'],
-         ['snarks', 'navigate', 'my_own_task'],
+def assert_all_readable(fig, results):
+    "`fig`: from `plot_gains`; the others of these results are drawn here"
+    assert_readable(fig)
+    other = results.assign(scorer='lm-eval')
+    assert_readable(plot_accuracies(results, find_asked('kd_cot'), other=other))
+    task = results.task.iloc[0]
+    assert_readable(plot_pair(results, find_asked('student'), find_asked('kd_cot'), task))
+
+
+TASKS = [NLP, ['snarks', 'navigate'], ['navigate'], ['snarks', 'navigate', 'my_own_task'],
          ['salient_translation_error_detection', 'navigate', 'web_of_lies']]
 
 
@@ -65,10 +93,11 @@ TASKS = [list(BBH_TASKS), NLP, ['snarks', 'navigate'], ['navigate'],
 def test_figures_can_be_read(tasks):
     results = simulated_results(tasks, n=30, seeds=(0, 1), off_n=6)
     results = results.assign(temperature=.2, chat=True)
-    assert_readable(plot_gains(results))
-    other = results.assign(scorer='lm-eval')
-    assert_readable(plot_accuracies(results, find_asked('kd_cot'), other=other))
-    assert_readable(plot_pair(results, find_asked('student'), find_asked('kd_cot'), tasks[0]))
+    assert_all_readable(plot_gains(results), results)
+
+
+def test_figures_of_all_tasks_can_be_read(whole, whole_figure):
+    assert_all_readable(whole_figure, whole.assign(temperature=.2, chat=True))
 
 
 def test_all_arms_and_contrasts_can_be_read():
@@ -80,27 +109,26 @@ def test_all_arms_and_contrasts_can_be_read():
     assert len(said) == len(ARMS) == 17 and not any('…' in text for text in said)
 
 
-def test_six_arms_and_four_contrasts_can_be_read():
-    results = simulated_results(['navigate', 'snarks'], n=40, arms=SIX)
-    table = gains_table(results)
+def test_six_arms_and_four_contrasts_can_be_read(six, six_figure):
+    table = gains_table(six)
     assert list(table.index.unique('contrast')) == [KD, 'kd:sft', 'sft:sft_cot', 'kd_cot:sft_cot']
-    fig = plot_gains(results)
-    assert_readable(fig)
-    assert len(fig.axes) == 3
-    assert [t.get_text() for t in fig.axes[1].get_yticklabels()] == [
+    assert_readable(six_figure)
+    assert len(six_figure.axes) == 3
+    assert [t.get_text() for t in six_figure.axes[1].get_yticklabels()] == [
         'KD → KD+CoT', 'KD → SFT', 'SFT → SFT+CoT', 'KD+CoT → SFT+CoT']
 
 
 def test_an_arm_of_ones_own_is_in_table_and_figure(monkeypatch):
     monkeypatch.setitem(ARMS, 'mine', Arm('mine', 'Mine', against=('kd_cot',)))
-    six = simulated_results(['navigate', 'snarks'], n=40)
-    mine = six[six.arm == 'kd_cot'].assign(arm='mine')
-    results = pd.concat([six, mine])
-    assert gains_table(results).loc['kd_cot:mine'].loc['macro'].delta == 0
-    fig = plot_gains(results)
+    four = simulated_results(['navigate', 'snarks'], n=40)
+    mine = four[four.arm == 'kd_cot'].assign(arm='mine')
+    results = pd.concat([four, mine])
+    table = gains_table(results)
+    assert table.loc['kd_cot:mine'].loc['macro'].delta == 0
+    fig = plot_gains(results, table=table)
     words = ' '.join(t.get_text() for t in fig.findobj(Text))
     assert 'Mine' in words and 'KD+CoT → Mine' in words
-    assert ('KD+CoT → Mine', 'n') in format_table(results, gains_table(results))
+    assert ('KD+CoT → Mine', 'n') in format_table(results, table)
 
 
 def test_an_arm_that_is_in_no_table_is_shown_under_its_name():
@@ -124,8 +152,8 @@ def test_p_is_corrected_for_the_tasks_that_were_tested(whole):
     assert table.p_mcnemar['navigate'] == max(mcnemar(s.a, s.b) for _, s in one.groupby('seed'))
 
 
-def test_halves_have_their_own_average(whole):
-    fig, pairs = plot_gains(whole), pair_items(whole, contrast(KD))
+def test_halves_have_their_own_average(whole, whole_figure):
+    fig, pairs = whole_figure, pair_items(whole, contrast(KD))
     assert labels(fig)[:14] == [
         'average of 27 tasks (all_27)', 'NLP: average of 12 tasks (nlp_12)',
         *(t.replace('_', ' ') for t in task_order(NLP))]
@@ -255,7 +283,7 @@ def test_numbers_of_a_comparison_are_of_the_paired_questions(first, kd, teacher)
     sides = shown['KD → KD+CoT'][['from, %', 'to, %']]
     assert sides.values.tolist() == [[f'{kd:.1f}', '80.0']] * 2
     assert f'{abs(80 - kd):.1f} points' in finding(table)
-    fig = plot_gains(results)
+    fig = plot_gains(results, table=table)
     found = marks(fig)
     assert (found['o'], found['o*']) == (kd, 80)
     # diamond and triangle: teacher and base student on those 50
@@ -324,7 +352,7 @@ def test_every_prompt_is_paired_by_itself(name):
     shown = format_table(off, table)
     label = [x for x in shown.columns.levels[0] if '→' in x][0]
     assert shown[label, 'from, %'].iloc[-1] == f'{row.a:.1f}'
-    assert marks(plot_gains(off, chosen=[name]))['o'] == pytest.approx(row.a)
+    assert marks(plot_gains(off, table=table))['o'] == pytest.approx(row.a)
 
 
 def test_an_average_of_all_arms_is_of_the_same_tasks():
@@ -336,11 +364,10 @@ def test_an_average_of_all_arms_is_of_the_same_tasks():
     assert format_table(part, gains_table(part))['Teacher', 'step by step*'].iloc[-1] == '–'
 
 
-def test_contrasts_of_other_tasks_say_so():
-    results = simulated_results(['navigate', 'snarks'], n=40, arms=SIX)
-    words = [t.get_text() for t in plot_gains(results).findobj(Text)]
+def test_contrasts_of_other_tasks_say_so(six, six_figure):
+    words = [t.get_text() for t in six_figure.findobj(Text)]
     assert 'All contrasts: average of the same tasks, 95% interval' in words
-    part = results[~((results.arm == 'sft_cot') & (results.task == 'snarks'))]
+    part = six[~((six.arm == 'sft_cot') & (six.task == 'snarks'))]
     fig = plot_gains(part)
     words = [t.get_text() for t in fig.findobj(Text)]
     assert 'All contrasts: average of the tasks that both sides answered, 95% interval' in words
@@ -353,12 +380,14 @@ def test_contrasts_of_other_tasks_say_so():
 def test_arms_have_the_average_of_the_contrast():
     "BBH's algorithmic half counts three sizes of a task once, for one arm as for two"
     results = simulated_results(ALGORITHMIC, n=20).assign(benchmark='bbh')
-    row = gains_table(results).loc[KD, 'macro']
-    shown = format_table(results, gains_table(results)).iloc[-1]
+    table = gains_table(results)
+    row = table.loc[KD, 'macro']
+    shown = format_table(results, table).iloc[-1]
     assert shown['KD', 'direct*'] == f'{row.a:.1f}'
     assert shown['KD+CoT', 'step by step*'] == f'{row.b:.1f}'
-    assert marks(plot_gains(results))['o'] == pytest.approx(row.a)
-    assert plot_gains(results).axes[1].texts[2].get_text().startswith(f'{row.a:.1f} direct')
+    fig = plot_gains(results, table=table)
+    assert marks(fig)['o'] == pytest.approx(row.a)
+    assert fig.axes[1].texts[2].get_text().startswith(f'{row.a:.1f} direct')
 
 
 UNPAIRED = {
@@ -378,7 +407,7 @@ def test_what_cannot_be_paired_is_said_everywhere(why):
     assert finding(table) == f'No question has been answered by both KD and KD+CoT: {why}'
     assert np.isnan(table.loc[KD, 'macro'][['a', 'b', 'delta', 'low', 'p']].astype(float)).all()
     assert set(format_table(results, table)['KD → KD+CoT', 'points [95% CI]']) == {'–'}
-    words = [t.get_text() for t in plot_gains(results).findobj(Text)]
+    words = [t.get_text() for t in plot_gains(results, table=table).findobj(Text)]
     assert any(why in text for text in words)
     title = plot_pair(results).axes[0].get_title(loc='left').replace('\n', ' ')
     assert why in title
@@ -416,10 +445,11 @@ def test_students_of_one_model_or_unknown_are(a, b):
 
 def test_students_of_other_models_are_compared_when_named():
     results = students()
-    said = finding(gains_table(results, [KD]))
+    table = gains_table(results, [KD])
+    said = finding(table)
     assert said.endswith('(students of different base models)')
     assert said.startswith('KD → KD+CoT: ') and 'Rationales' not in said
-    words = ' '.join(t.get_text() for t in plot_gains(results, chosen=[KD]).findobj(Text))
+    words = ' '.join(t.get_text() for t in plot_gains(results, table=table).findobj(Text))
     assert 'students of different base models' in words and 'one small student' not in words
     title = plot_pair(results).axes[0].get_title(loc='left').replace('\n', ' ')
     assert 'students of different base models' in title
@@ -452,7 +482,7 @@ def test_too_few_questions_have_no_interval_anywhere(case, seeds):
     shown = format_table(results, table)['KD → KD+CoT'].iloc[-1]
     assert shown['points [95% CI]'] == f'{gain} ({few})'
     assert (shown['p'], shown['p (McNemar, Holm)']) == ('–', '–')
-    fig = plot_gains(results)
+    fig = plot_gains(results, table=table)
     assert_readable(fig)
     assert margin(fig)[0] == f'{gain} ({few})'
     words = ' '.join(t.get_text() for t in fig.findobj(Text))
@@ -471,46 +501,51 @@ def test_one_sided_questions_have_no_interval(a, b, gain, cell):
     table = gains_table(results)
     assert finding(table) == (f'KD → KD+CoT: {gain} points (too few questions for an interval: '
                               'all of a task went the same way)')
-    assert format_gain(table.iloc[-1]) == cell == margin(plot_gains(results))[0]
+    assert format_gain(table.iloc[-1]) == cell == margin(plot_gains(results, table=table))[0]
 
 
 # --- names
 
-NAMES = ['a_b^c', 'lr$1e-4$', '$x_$', '$\\frac$', '<b>&"', 'x' * 300, 'C:\\Users\\me\\student', '',
-         '\x1b[31mred', 'exe\u202etxt', 'new\nline', 'KD', 'a b', '%']
+NAMES = {
+    'mathematics': ['a_b^c', 'lr$1e-4$', '$x_$', '$\\frac$', '%'],
+    'marks': ['<b>&"', 'C:\\Users\\me\\student', '\x1b[31mred', 'exe\u202etxt', 'new\nline'],
+    'long, empty, taken': ['x' * 300, '', 'KD', 'a b']}
 
 
-def named(name):
-    "An arm and a task of that name, and models"
-    rows = [result(arm, '0110' * 20 if arm != 'kd' else '0100' * 20, model=name, task=task)
-            for arm in ('teacher', 'student', 'kd', 'kd_cot') for task in ('navigate', name)]
-    rows += [result('kd', '0110' * 20) | dict(arm=name, task=task) for task in ('navigate', name)]
+def named(names):
+    "For each name an arm, a task, and models on that task"
+    tasks = {'navigate': names[0]} | {name: name for name in names}
+    rows = [result(arm, '0110' * 20 if arm != 'kd' else '0100' * 20, model=model, task=task)
+            for arm in ('teacher', 'student', 'kd', 'kd_cot') for task, model in tasks.items()]
+    rows += [result('kd', '0110' * 20, task=task) | dict(arm=name)
+             for name in names for task in tasks]
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('kind', NAMES)
 @pytest.mark.filterwarnings('ignore:Glyph')
-def test_text_is_text_in_every_figure(name):
-    results = named(name)
+def test_text_is_text_in_every_figure(kind):
+    names = NAMES[kind]
+    results = named(names)
     found = gains_table(results)
     figures = [plot_gains(results, table=found), plot_tasks(results),
-               plot_accuracies(results, find_asked('kd_cot')),
-               plot_pair(results, find_asked('kd'), find_asked('kd_cot'), name)]
+               plot_accuracies(results, find_asked('kd_cot'))]
+    figures += [plot_pair(results, find_asked('kd'), find_asked('kd_cot'), name) for name in names]
+    assert_readable(figures[0])
     for fig in figures:
         fig.draw_without_rendering()
         for text in fig.findobj(Text):
             if text.get_text().strip('0123456789−.'):
                 assert not text.get_parse_math(), text.get_text()
                 assert all(c == '\n' or c.isprintable() for c in text.get_text())
-    assert_readable(figures[0])
     table = format_table(results, found)
-    assert table.columns.is_unique and arm_label(name) in table.columns.levels[0]
-    # the average, two headings, and the two tasks
-    assert len(set(labels(figures[0]))) == 5
+    assert table.columns.is_unique
+    assert {*map(arm_label, names)} <= {*table.columns.levels[0]}
+    # the average, two headings, and the tasks
+    assert len(set(labels(figures[0]))) == 4 + len(names)
 
 
-@pytest.mark.parametrize('plain', ['$5 and $6', 'a_b', 'x^2'])
-def test_the_styles_of_figures_change_nothing_outside(plain):
+def test_the_styles_of_figures_change_nothing_outside():
     plot_gains(packaged_results())
     assert plt.rcParams['text.parse_math']
 

@@ -22,12 +22,12 @@ from cotkd.distill import distill
 from cotkd.evaluate import Asking
 from cotkd.experiment import FROM_PAPER, PRESETS, Experiment, needed_bytes
 from cotkd.files import InputError, read_lines
-from cotkd.models import load_lm, load_tokenizer, skeleton
+from cotkd.models import load_lm, load_tokenizer
 from cotkd.plan import (ANSWERS, BBH_BYTES, DOWNLOAD, GPUS, ROWS, Workload, activation_bytes,
                         advise, arm_lengths, asking_bytes, asking_seconds, checkpointed_bytes,
                         disk_table, find_config, find_gpu, find_questions, find_writer, get_card,
-                        hub_row, hub_tokens, parameters, plan, prompt_bytes,
-                        read_widths, rows_at_once, steps_table)
+                        hub_row, hub_tokens, measure, parameters, plan, prompt_bytes, read_widths,
+                        rows_at_once, steps_table)
 from cotkd.toy import make_toy
 from cotkd.trainer import KDConfig, with_adapters
 
@@ -92,7 +92,7 @@ def run(experiment, tmp_path_factory):
 
 def test_parameters(experiment):
     for name in (experiment.teacher, experiment.student):
-        real, table = load_lm(name)[0], parameters(skeleton(find_config(name)))
+        real, table = load_lm(name)[0], parameters(measure(find_config(name), torch.float32, 0))
         total = table['body'] + table['embedding'] + table['head']
         assert real.num_parameters() == total == table['trained']
         assert table['head'] == real.get_output_embeddings().weight.numel()

@@ -14,13 +14,14 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from families import StopAtSave
+from families import StopAtSave, make, tokenizer
 from pairs import make_pair
 from processes import finish
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from training import losses, make_trainer, toy_rows, toy_student, toy_teacher
+from training import (losses, make_trainer, save_teacher, small_student, small_teacher,
+                      toy_rows)
 from transformers import TrainerCallback
 
 from cotkd import experiment, trainer
@@ -41,7 +42,8 @@ ROWS_OF_UPDATE = 8
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory):
     "Of the rows that all processes read"
-    return write_cache('toy-teacher', toy_rows(), tmp_path_factory.mktemp('rows')/'cache')
+    folder = tmp_path_factory.mktemp('rows')
+    return write_cache(save_teacher(folder), toy_rows(), folder/'cache')
 
 
 # --- a copy of the student in each process
@@ -51,8 +53,8 @@ def train_live_and_cached(cache, out):
     world = int(os.environ.get('WORLD_SIZE', 1))
     config = KDConfig(batch_size=ROWS_OF_UPDATE // world, micro_tokens=250)
     seen = {}
-    for name, teacher in dict(live=toy_teacher(), cached=TeacherCache(cache)).items():
-        learner = make_trainer(toy_student(), teacher, toy_rows(), 'out', config,
+    for name, teacher in dict(live=small_teacher(), cached=TeacherCache(cache)).items():
+        learner = make_trainer(small_student(), teacher, toy_rows(), 'out', config,
                                max_steps=UPDATES, dev=5)
         learner.train()
         seen[name] = dict(losses=losses(learner), held_out=learner.evaluate())
@@ -122,17 +124,14 @@ def shard(distiller):
 def train_in_shards(cache):
     "Under `fully_shard`, tied and untied, the losses are those of one process"
     dist.init_process_group('gloo')
-    tokenizer = load_lm('toy-teacher')[1]
-    encoded = [encode(row, tokenizer) for row in toy_rows()]
+    encoded = [encode(row, tokenizer()) for row in toy_rows()]
 
     def distiller(teacher, tied):
-        student = toy_student()
-        if tied:
-            student.lm_head.weight = student.model.embed_tokens.weight
-        return Distiller(student, teacher, len(tokenizer))
+        student = make('llama_tied' if tied else 'llama', 2)
+        return Distiller(student, teacher, len(tokenizer()))
 
     for tied in (False, True):
-        for teacher in (toy_teacher(), TeacherCache(cache)):
+        for teacher in (small_teacher(), TeacherCache(cache)):
             one = learn(distiller(teacher, tied), encoded)
             two = learn(shard(distiller(teacher, tied)), encoded, share=2)
             assert one[-1] < one[0]
@@ -175,13 +174,13 @@ def distil_in_shards(told, out):
     "Stopped at a checkpoint and continued; what is saved is whole"
     os.environ.update(told)
     take_for_gpus()
-    teacher, tokenizer = load_lm('toy-teacher')
     with pytest.raises(KeyboardInterrupt):
-        distill(toy_student(), teacher, tokenizer, toy_rows(), out, config=SMALL,
+        distill(small_student(), small_teacher(), tokenizer(), toy_rows(), out, config=SMALL,
                 callbacks=[StopAtSave(2)])
     dist.barrier()
     seen = Gathered()
-    distill(toy_student(), teacher, tokenizer, toy_rows(), out, config=SMALL, callbacks=[seen])
+    distill(small_student(), small_teacher(), tokenizer(), toy_rows(), out, config=SMALL,
+            callbacks=[seen])
     saved = load_lm(out)[0].state_dict()
     assert saved.keys() == seen.weights.keys()
     assert all(torch.equal(saved[name], x) for name, x in seen.weights.items())
@@ -199,16 +198,15 @@ def apart(a, b):
 
 def test_fsdp2_trains_goes_on_and_saves_a_whole_student(tmp_path):
     "With the settings that `cotkd launch-config` writes; the student's head is its embedding"
-    assert toy_student().config.tie_word_embeddings
+    assert small_student().config.tie_word_embeddings
     main(['launch-config', 'fsdp2', '--processes', '2', '--out', str(tmp_path/'fsdp2.yaml')])
     told = launchers.environment(['--config_file', str(tmp_path/'fsdp2.yaml'), 'cotkd'])
     finish(distil_in_shards, told, tmp_path/'two', processes=2)
-    teacher, tokenizer = load_lm('toy-teacher')
-    distill(toy_student(), teacher, tokenizer, toy_rows(), tmp_path/'one', config=SMALL)
+    distill(small_student(), small_teacher(), tokenizer(), toy_rows(), tmp_path/'one', config=SMALL)
     one, two = log_of(tmp_path/'one'), log_of(tmp_path/'two')
     assert len(one) == 5 and two == pytest.approx(one, rel=1e-4)
     students = [load_lm(tmp_path/name)[0] for name in ('one', 'two')]
-    assert apart(*students) < .01 * apart(students[0], toy_student())
+    assert apart(*students) < .01 * apart(students[0], small_student())
 
 
 # --- one process slower than the other
@@ -222,9 +220,8 @@ def distil_with_a_slow_one(out):
         read(student, directory)
 
     trainer.load_student = read_slowly
-    teacher, tokenizer = load_lm('toy-teacher')
     config = replace(SMALL, trainer=dict(eval_steps=2, save_steps=2))
-    distill(toy_student(), teacher, tokenizer, toy_rows(), out, dev=8, config=config)
+    distill(small_student(), small_teacher(), tokenizer(), toy_rows(), out, dev=8, config=config)
 
 
 def test_checkpoints_stay_until_all_have_read_them(tmp_path):
@@ -246,10 +243,9 @@ def distil_command(folder, *more):
             '--data', str(rows), '--out', str(folder/'out'), '--lr', '1e-3', *more]
 
 
-def test_the_command_line_under_torchrun(tmp_path):
+def test_the_command_line_in_two_processes(tmp_path):
     distil, out = distil_command(tmp_path), tmp_path/'out'
-    done = subprocess.run([*TORCHRUN, *distil], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-10_000:]  # of both, and of what started them
+    finish(main, distil, processes=2)
     # 40 rows, 8 at a time over both
     assert read_json(out/'distill.json')['cost']['updates'] == 5
     written = (out/'model.safetensors').stat().st_mtime_ns

@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training import (EIGHT, TINY, equal, losses, make_trainer, tiny, toy_rows, toy_student,
-                      toy_teacher)
+from families import tokenizer
+from training import (EIGHT, TINY, equal, losses, make_trainer, save_teacher, small_student,
+                      small_teacher, tiny, toy_rows)
 from transformers import (CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, Qwen2Config,
                           TrainerCallback)
 
@@ -12,7 +13,7 @@ from cotkd.cache import TeacherCache, write_cache
 from cotkd.distill import distill
 from cotkd.files import InputError
 from cotkd.losses import kd_loss
-from cotkd.models import check_head, load_lm, read_head
+from cotkd.models import check_head, read_head
 from cotkd.prompt import ANSWER, QUESTION, KDCollator, encode
 from cotkd.trainer import KDConfig, own_texts
 
@@ -43,13 +44,12 @@ def loud(config, seed=0):
 
 @pytest.mark.parametrize('config', SCALED, ids=lambda config: config.model_type)
 def test_scaled_and_capped_logits_are_those_of_the_model(config, rows, tmp_path):
-    tokenizer = load_lm('toy-teacher')[1]
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = len(tokenizer())
     teacher = loud(config, 1)
     trainer = make_trainer(loud(config), teacher, rows[:4], tmp_path, KDConfig(batch_size=4),
                            max_steps=1)
     trainer.train()
-    batch = KDCollator()([encode(row, tokenizer) for row in rows[:4]])
+    batch = KDCollator()([encode(row, tokenizer()) for row in rows[:4]])
     supervised = batch['labels'][:, 1:] != -100
     with torch.no_grad():
         z, t = [model(batch['input_ids']).logits[:, :-1] for model in (loud(config), teacher)]
@@ -95,8 +95,9 @@ class StopAt(TrainerCallback):
 def test_a_stopped_training_goes_on_exactly(lmbda, rows, tmp_path):
     "Five updates an epoch; it stops in the middle of the second"
     def run(out, callbacks=None, resume=None):
-        trainer = make_trainer(toy_student(), toy_teacher(), rows, out, replace(EIGHT, lmbda=lmbda),
-                               callbacks, max_steps=9, save_strategy='steps', save_steps=6)
+        config = replace(EIGHT, lmbda=lmbda)
+        trainer = make_trainer(small_student(), small_teacher(), rows, out, config, callbacks,
+                               max_steps=9, save_strategy='steps', save_steps=6)
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 
@@ -113,10 +114,10 @@ def test_a_stopped_training_goes_on_exactly(lmbda, rows, tmp_path):
 ], ids=['all tokens', 'answers alone'])
 def test_cached_and_live_training_are_the_same(weight, rate, rows, tmp_path):
     config = KDConfig(batch_size=8, rationale_weight=weight)
-    cache = TeacherCache(write_cache('toy-teacher', rows, tmp_path/'cache'))
+    cache = TeacherCache(write_cache(save_teacher(tmp_path), rows, tmp_path/'cache'))
     found = []
-    for teacher in (toy_teacher(), cache):
-        trainer = make_trainer(toy_student(), teacher, rows, tmp_path, config, max_steps=20,
+    for teacher in (small_teacher(), cache):
+        trainer = make_trainer(small_student(), teacher, rows, tmp_path, config, max_steps=20,
                                learning_rate=rate)
         trainer.train()
         found.append(losses(trainer))
@@ -125,7 +126,7 @@ def test_cached_and_live_training_are_the_same(weight, rate, rows, tmp_path):
 
 def test_a_compiled_student_trains_the_same(rows, tmp_path):
     "Traced, forward and backward; kernels take longer to build and say the same"
-    cache = TeacherCache(write_cache('toy-teacher', rows[:8], tmp_path/'cache'))
+    cache = TeacherCache(write_cache(save_teacher(tmp_path), rows[:8], tmp_path/'cache'))
     found = []
     for backend in (None, 'aot_eager'):
         student = tiny(PAIRS['llama, untied'][1])
@@ -137,13 +138,14 @@ def test_a_compiled_student_trains_the_same(rows, tmp_path):
 
 
 def test_wrong_arguments_are_refused(rows, tmp_path):
-    cache = TeacherCache(write_cache('toy-teacher', rows[:4], tmp_path/'cache'))
+    cache = TeacherCache(write_cache(save_teacher(tmp_path), rows[:4], tmp_path/'cache'))
     with pytest.raises(InputError, match='gradient_accumulation_steps is 2'):
-        make_trainer(toy_student(), toy_teacher(), rows, tmp_path, gradient_accumulation_steps=2)
+        make_trainer(small_student(), small_teacher(), rows, tmp_path,
+                     gradient_accumulation_steps=2)
     with pytest.raises(InputError, match='4 rows to train on do not fill one update of 8'):
-        make_trainer(toy_student(), toy_teacher(), rows[:4], tmp_path)
+        make_trainer(small_student(), small_teacher(), rows[:4], tmp_path)
     with pytest.raises(InputError, match='40 rows, but a cache of 4'):
-        make_trainer(toy_student(), cache, rows, tmp_path)
+        make_trainer(small_student(), cache, rows, tmp_path)
     with pytest.raises(InputError, match="'kl'"):
         KDConfig(divergence='kl')
 
@@ -152,20 +154,19 @@ def test_wrong_arguments_are_refused(rows, tmp_path):
 
 def test_what_a_student_writes(rows):
     "The same questions; each text ends once, or fills the room"
-    tokenizer = load_lm('toy-teacher')[1]
-    encoded = [encode(row, tokenizer) for row in rows[:8]]
-    torch.manual_seed(0)
-    own = own_texts(toy_student(), encoded)
+    encoded = [encode(row, tokenizer()) for row in rows[:8]]
+    student = small_student()
+    own = own_texts(student, encoded)
     room = max(sum(span != QUESTION for span in e['spans']) for e in encoded)
     for given, written in zip(encoded, own, strict=True):
         n = given['spans'].count(QUESTION)
         text = written['input_ids'][n:]
         assert written['input_ids'][:n] == given['input_ids'][:n]
         assert written['spans'] == [QUESTION] * n + [ANSWER] * len(text)
-        end = tokenizer.eos_token_id
+        end = tokenizer().eos_token_id
         assert (text.count(end), text[-1] == end) in [(1, True), (0, False)]
         assert len(text) == room or text[-1] == end
-    assert own != own_texts(toy_student(), encoded)  # sampled
+    assert own != own_texts(student, encoded)  # sampled
 
 
 def test_a_share_of_its_own_texts(rows):
@@ -173,7 +174,7 @@ def test_a_share_of_its_own_texts(rows):
     found = {}
     for lmbda in (None, 0., 1.):
         config = EIGHT if lmbda is None else replace(EIGHT, lmbda=lmbda)
-        trainer = make_trainer(toy_student(), toy_teacher(), rows, 'out', config, max_steps=3)
+        trainer = make_trainer(small_student(), small_teacher(), rows, 'out', config, max_steps=3)
         trainer.train()
         found[lmbda] = trainer
     assert losses(found[None]) == losses(found[0.])
@@ -182,10 +183,10 @@ def test_a_share_of_its_own_texts(rows):
 
 
 def test_its_own_texts_are_learned_from_whatever_a_rationale_weighs(rows):
-    trainer = make_trainer(toy_student(), toy_teacher(), rows, 'out',
+    trainer = make_trainer(small_student(), small_teacher(), rows, 'out',
                            replace(EIGHT, lmbda=1., rationale_weight=0.), max_steps=3)
     trainer.train()
-    assert not equal(trainer.model.student, toy_student())
+    assert not equal(trainer.model.student, small_student())
 
 
 @pytest.mark.parametrize('settings, why', [
@@ -196,10 +197,9 @@ def test_shares_that_make_no_sense(settings, why):
 
 
 def test_a_cache_cannot_grade_what_is_written_later(rows, tmp_path):
-    tokenizer = load_lm('toy-teacher')[1]
-    cache = TeacherCache(write_cache('toy-teacher', rows, tmp_path/'cache'))
+    cache = TeacherCache(write_cache(save_teacher(tmp_path), rows, tmp_path/'cache'))
     for teacher in (cache, None):
         with pytest.raises(InputError, match='by the teacher itself'):
-            distill(toy_student(), teacher, tokenizer, rows, tmp_path/'out',
+            distill(small_student(), teacher, tokenizer(), rows, tmp_path/'out',
                     config=replace(EIGHT, lmbda=.5))
     assert not (tmp_path/'out').exists()

@@ -1,8 +1,8 @@
 "What the tests of distillation share: rows, tiny models, a trainer."
 import torch
+from families import make, tokenizer
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from cotkd.models import load_lm
 from cotkd.prompt import encode
 from cotkd.toy import make_toy
 from cotkd.trainer import KDConfig, KDTrainer
@@ -16,12 +16,19 @@ def toy_rows():
     return make_toy(['web_of_lies', 'navigate'], 40, seed=5)
 
 
-def toy_teacher():
-    return load_lm('toy-teacher')[0]
+def small_teacher():
+    return make('llama', 1)
 
 
-def toy_student():
-    return load_lm('toy-student')[0]
+def small_student():
+    return make('llama_tied', 2)
+
+
+def save_teacher(folder):
+    "`small_teacher` and its tokenizer, for what reads a teacher by its name"
+    small_teacher().save_pretrained(folder/'teacher')
+    tokenizer().save_pretrained(folder/'teacher')
+    return str(folder/'teacher')
 
 
 def tiny(config, seed=0):
@@ -30,14 +37,13 @@ def tiny(config, seed=0):
 
 
 def make_trainer(student, teacher, rows, out, config=EIGHT, callbacks=None, dev=0, **settings):
-    tokenizer = load_lm('toy-teacher')[1]
     defaults = dict(save_strategy='no', max_steps=3, logging_steps=1, learning_rate=1e-3)
     args = TrainingArguments(
         str(out), per_device_train_batch_size=config.batch_size, report_to='none', use_cpu=True,
         disable_tqdm=True, **defaults | settings)
-    encoded = [encode(row, tokenizer) for row in rows]
-    return KDTrainer(student, args, encoded, teacher=teacher, vocab=len(tokenizer), config=config,
-                     callbacks=callbacks, dev=dev)
+    encoded = [encode(row, tokenizer()) for row in rows]
+    return KDTrainer(student, args, encoded, teacher=teacher, vocab=len(tokenizer()),
+                     config=config, callbacks=callbacks, dev=dev)
 
 
 def losses(trainer):

@@ -3,24 +3,32 @@
     python tools/build/make_docs.py                 # into _docs/; open _docs/index.html
     python -m http.server --directory _docs         # with search
 
-(nbdev_docs would need Quarto.) Runs what nbdev needs to run, the exported cells and the imports,
-and shows the outputs that are committed. The pages need nothing from elsewhere.
+(nbdev_docs would need Quarto.) Runs no cell: the documentation of a name is of what `nbdev_export`
+wrote, and the outputs are those that are committed. The pages need nothing from elsewhere.
 """
 import argparse
+import ast
 import html
+import inspect
 import json
-import os
 import re
 import shutil
 import sys
 import tempfile
 from contextlib import chdir
+from functools import cache
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
+from execnb.nbio import _dict2obj
+from fastcore import docments
 from latex2mathml.converter import convert
 from nbdev.config import get_config
+from nbdev.process import Processor
 from nbdev.processors import FilterDefaults, _default_exp, exec_show_docs
 from nbdev.serve_drv import exec_nb
+from nbdev.showdoc import show_doc
 from smalldocs.config import load
 from smalldocs.site import Site
 
@@ -52,18 +60,39 @@ def signatures(cell):
         data['text/markdown'] = re.sub(r'```.*?```', plain_code, text, flags=re.S)
 
 
-class run_as_module(exec_show_docs):
-    "Run a notebook's cells under the name of its module, where the source of a class is found"
+@cache
+def class_sources(path):
+    "{name: source} of the classes of a module; `inspect` would parse all of it for each of them"
+    text = Path(path).read_text('utf-8')
+    lines = text.splitlines(keepends=True)
+    classes = [part for part in ast.parse(text).body if isinstance(part, ast.ClassDef)]
+    return {c.name: ''.join(lines[c.lineno - 1:c.end_lineno]) for c in classes}
+
+
+docments.get_dataclass_source = lambda cls: class_sources(inspect.getfile(cls))[cls.__name__]
+
+
+class show_exported(Processor):
+    "For nbdev's `show_doc` cells: the documentation of what the module has, so that no cell is run"
     def begin(self):
-        super().begin()
         name = _default_exp(self.nb)
-        if name:
-            self.k.run_cell(f'import cotkd.{name}; __name__ = "cotkd.{name}"')
+        self.module = import_module(f'cotkd.{name}') if name else None
+
+    def cell(self, cell):
+        if not cell.get('has_sd'):
+            return
+        name = re.search(r'^show_doc\((.+)\)$', cell.source, re.M)[1]
+        meant = attrgetter(name)(self.module)
+        shown = show_doc(meant)
+        if inspect.isfunction(meant) and not meant.__doc__:
+            shown.docs = ''  # that of the method it takes the place of
+        data = {'text/markdown': shown._repr_markdown_().splitlines(keepends=True)}
+        cell.outputs = _dict2obj([dict(output_type='display_data', data=data, metadata={})])
 
 
 class Documented(FilterDefaults):
     def base_procs(self):
-        return [run_as_module if p is exec_show_docs else p for p in super().base_procs()]
+        return [show_exported if p is exec_show_docs else p for p in super().base_procs()]
 
     def xtra_procs(self):
         return [signatures]
@@ -87,7 +116,6 @@ def opened_elsewhere(notebook, page):
 
 def process(folder):
     "Fill `folder` with what smalldocs reads: documented notebooks, pages, settings"
-    os.environ['IN_TEST'] = '1'  # an `nbdev_export()` in a notebook does nothing
     for source in [*sorted(Path('nbs').iterdir()), *sorted(Path('nbs/studies').glob('*.ipynb'))]:
         target = folder/re.sub(r'^\d\d_', '', source.name)
         if source.suffix == '.ipynb':
@@ -115,10 +143,11 @@ def formulas(page):
 
 def build(out):
     "Write the site to `out`; returns the links that lead nowhere as pairs of page and link"
+    out = out.resolve()
     with chdir(ROOT), tempfile.TemporaryDirectory() as folder:
         process(Path(folder))
         site = Site(load(folder), quiet=True)
-        site.out = out.resolve()
+        site.out = out
         site.build()
     for page in site.out.rglob('*.html'):
         page.write_text(formulas(page.read_text('utf-8')), 'utf-8')
